@@ -1,0 +1,72 @@
+"""Every error this library raises on purpose. Messages say what happened and what to do.
+
+    MMSearchError
+    ├── UsageError                  the call cannot be meant (k < 1, an empty query); CLI exit code 2
+    │   └── PathNotFound            a path that does not exist
+    ├── IndexNotFound               there is no index there yet; CLI exit code 3
+    ├── IndexUnusable               an index is there and cannot be used
+    │   ├── IndexTooNew             written by a newer mmsearch
+    │   ├── IndexCorrupt            a checksum or a file is wrong
+    │   ├── IndexLocked             another process is writing
+    │   └── UnsafeFilesystem        SQLite's WAL is not safe there (network drives)
+    ├── ModelMismatch               the index was made by another model
+    ├── ModelUnavailable            a model's files cannot be had, or are not what they claim
+    ├── MissingExtra                an optional dependency is not installed
+    └── MediaError                  one file cannot be read; listed as a failure, never ends a run
+
+The library raises and logs; it never prints and never exits. `mmsearch.cli` maps these to exit codes.
+"""
+
+from __future__ import annotations
+
+
+class MMSearchError(Exception):
+    """Root of the tree above."""
+
+
+class UsageError(MMSearchError):
+    """The call cannot be meant as it was made."""
+
+
+class PathNotFound(UsageError):
+    """A path given by the user does not exist."""
+
+
+class IndexNotFound(MMSearchError):
+    """There is no index at that place."""
+
+
+class IndexUnusable(MMSearchError):
+    """An index is there, and cannot be used as it is."""
+
+
+class IndexTooNew(IndexUnusable):
+    """The index was written by a newer version of mmsearch."""
+
+
+class IndexCorrupt(IndexUnusable):
+    """A file of the index is missing, damaged or not of this index."""
+
+
+class IndexLocked(IndexUnusable):
+    """Another process is writing to the index."""
+
+
+class UnsafeFilesystem(IndexUnusable):
+    """The index lies on a file system where SQLite's write-ahead log is unsafe."""
+
+
+class ModelMismatch(MMSearchError):
+    """The index was made by another model than the one asked for."""
+
+
+class ModelUnavailable(MMSearchError):
+    """A model's files cannot be had here, or are not what they should be."""
+
+
+class MissingExtra(MMSearchError):
+    """An optional dependency is missing; the message names the pip extra."""
+
+
+class MediaError(MMSearchError):
+    """One file cannot be read as what its name says."""

@@ -1,0 +1,194 @@
+"""The nouns that cross module borders: frozen, typed, without behaviour of their own.
+
+Everything here is importable without numpy, so that `mmsearch --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Modality = Literal["image", "text"]
+"""An embedding space of the store. Images and texts never share one (the modality gap)."""
+
+Selection = Literal["image", "text", "all"]
+"""What a search looks at: one modality, or all of them fused by rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a file system says of a file without reading it: `size` in bytes, `mtime_ns` since 1970."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A folder (or the parent folder of single files) that item uris are relative to.
+
+    Attributes:
+        path: absolute path.
+        device: `st_dev` of `path` at scan time; a changed one means another drive is mounted there.
+    """
+
+    path: Path
+    device: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRef:
+    """A file that a scan has found and not yet opened.
+
+    Attributes:
+        root: absolute path of the root that `uri` is relative to.
+        uri: path relative to the root, `/`-separated, percent-encoded (non-UTF-8 bytes too).
+        path: absolute, openable.
+        modality: what its items will be.
+        stamp: size and modification time.
+        owner: uri of the picture that a sidecar text belongs to (`x.txt` beside `x.jpg`), else None.
+    """
+
+    root: str
+    uri: str
+    path: str
+    modality: Modality
+    stamp: Stamp
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AssetMetadata:
+    """What a file says of itself; stored when it is indexed. Unknown fields are None.
+
+    Attributes:
+        width, height: pixels as shown (after EXIF orientation).
+        taken: EXIF capture time as ISO 8601, with an offset only where the file gives one.
+        camera: make and model.
+        orientation: the EXIF orientation 1-8 found in the file.
+        latitude, longitude: degrees, south and west negative.
+        phash: 64-bit perceptual hash of the shown picture, as a signed int64.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    taken: str | None = None
+    camera: str | None = None
+    orientation: int | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+    phash: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """A piece of a text asset. `start`/`end` are character offsets into the decoded file."""
+
+    text: str
+    start: int
+    end: int
+
+    @property
+    def fragment(self) -> str:
+        """What tells this chunk from others of its file, such as `char=120-480`."""
+        return f"char={self.start}-{self.end}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A file that could not be indexed, and why (one line that a person can act on)."""
+
+    path: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One retrieved item. Fields and their order are the same in Python, HTTP and `query --json`.
+
+    Attributes:
+        rank: 1 for the best.
+        score: higher is better; comparable inside one answer only (cosine, or RRF for `all`).
+        relevance: calibrated probability of relevance; None until an index is calibrated.
+        path: absolute and openable, None where the item is no file of this machine.
+        uri: relative to its root, percent-encoded.
+        fragment: part of the asset, such as `char=120-480`; None for the whole.
+        text: the text of a text item, None for images.
+        item_id: never re-used within an index.
+        width, height: pixels as shown; taken: ISO 8601 capture time; None where unknown.
+    """
+
+    rank: int
+    score: float
+    relevance: float | None
+    path: Path | None
+    uri: str
+    fragment: str | None
+    modality: Modality
+    text: str | None
+    item_id: int
+    width: int | None = None
+    height: int | None = None
+    taken: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one index run did, counted in files; `items` is the index total afterwards.
+
+    Attributes:
+        skipped: files of unknown kinds by extension (with dot, lower case; "" for none).
+        failed: every file that could not be indexed, known failures of earlier runs included.
+        seconds: wall-clock time of the run.
+        interrupted: True when Ctrl-C ended it early; everything counted here is committed.
+        kept: uris not found by the scan and kept all the same, because their root looks unmounted.
+    """
+
+    added: int = 0
+    updated: int = 0
+    moved: int = 0
+    copied: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    failed: tuple[Failure, ...] = ()
+    items: int = 0
+    seconds: float = 0.0
+    model: str = ""
+    interrupted: bool = False
+    kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RootInfo:
+    """A root as `info` shows it.
+
+    Attributes:
+        present: False when the folder cannot be found now.
+        whole: False where only single files of it were ever named; a later run looks at those only.
+    """
+
+    path: str
+    items: int
+    present: bool
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """What an index holds. `bytes` is its size on disk."""
+
+    path: str
+    model: str
+    identity: str
+    dim: int
+    generation: int
+    items: int
+    images: int
+    texts: int
+    segments: int
+    bytes: int
+    roots: tuple[RootInfo, ...]
+    failed: tuple[Failure, ...]
