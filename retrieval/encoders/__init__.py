@@ -1,0 +1,52 @@
+"""Dual encoders: what one is (`Encoder`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+
+class Encoder(Protocol):
+    """A dual encoder with its own preprocess and tokenizer. Safe to call from several threads.
+
+    Attributes:
+        name: what the user asked for and what reports show, e.g. `starter` or `ViT-B-32/openai`.
+        identity: weights hash + preprocess + tokenizer; two encoders of one identity share a space.
+        dim: width of the shared space.
+        precision, device, backend: how it runs here (`fp32`, `cpu`, `onnxruntime`); recorded per segment.
+        image_size: (height, width) in pixels that `preprocess` aims for; decoders may downscale on the
+            fly as long as both sides stay at least twice that.
+        max_tokens: longest text in tokens; what is beyond is cut off by `encode_texts`.
+        batch_size: a good number of images per `encode_images` call on this machine.
+    """
+
+    name: str
+    identity: str
+    dim: int
+    precision: str
+    device: str
+    backend: str
+    image_size: tuple[int, int]
+    max_tokens: int
+    batch_size: int
+
+    def preprocess(self, image: Image.Image) -> NDArray[Any]:
+        """An upright RGB picture to the array that `encode_images` takes; its shape is the encoder's own."""
+        ...
+
+    def encode_images(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """`preprocess` outputs to (n, dim) float32 rows of length 1."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts to (n, dim) float32 rows of length 1; texts over `max_tokens` are cut at the end."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` before any cut; more than `max_tokens` means that it will be cut."""
+        ...
