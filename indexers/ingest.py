@@ -1,0 +1,382 @@
+"""The working part of an index run: files that must be read, until their embeddings are committed.
+
+Worker threads read and decode ahead of the encoder; the catalog, the encoder and the bookkeeping belong to the
+calling thread. Queues are bounded in files and in bytes, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmsearch.indexers.interrupt import Interrupt
+from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file
+from mmsearch.retrieval.errors import ModelMismatch
+from mmsearch.retrieval.store import NewItem
+from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.store import AssetRecord, LocalStore, Writer
+
+_log = logging.getLogger(__name__)
+
+_BYTES_AHEAD = 256 * 2**20
+"""File bytes that may wait for decoding; one file larger than that is read alone."""
+_ROWS_PER_COMMIT = 8192
+"""Commit at the latest here, so that the writer's buffers stay small on fast machines too."""
+_TEXT_BATCH = 64
+
+Stage = Literal["scan", "load", "index", "merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: `done` of `total` files in this stage (None while unknown), `failed` so far."""
+
+    stage: Stage
+    done: int
+    total: int | None
+    failed: int
+
+
+Observer = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A file to index; `kind` is the report field that it counts for when nothing special happens."""
+
+    kind: Literal["added", "updated"]
+    ref: ItemRef
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture between its read and its embedding, with the equal ones that wait for it."""
+
+    job: Job
+    content_hash: bytes
+    decoded: Future[DecodedImage]
+    stored: bool
+    twins: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text whose new chunks wait for the encoder."""
+
+    job: Job
+    file: ReadFile
+    keys: tuple[bytes, ...]
+    outcome: str
+
+
+class Ingest:
+    """Reads, looks up, decodes, encodes and adds files; counts what became of them.
+
+    Attributes:
+        committed: outcomes by report field, of what is committed.
+        failures: files that failed in this run, and whatever the caller adds.
+        gone: uris by root that a completed scan did not find; a file that turns up elsewhere is taken out.
+    """
+
+    def __init__(
+        self,
+        store: LocalStore,
+        writer: Writer,
+        get_encoder: Callable[[], Encoder],
+        interrupt: Interrupt,
+        *,
+        threads: int | None,
+        commit_seconds: float,
+        observer: Observer | None,
+    ) -> None:
+        self.committed: Counter[str] = Counter()
+        self.failures: list[Failure] = []
+        self.gone: dict[str, set[str]] = {}
+        self._store = store
+        self._writer = writer
+        self._get_encoder = get_encoder
+        self._interrupt = interrupt
+        self._threads = threads or min(16, max(2, os.cpu_count() or 1))
+        self._commit_seconds = commit_seconds
+        self._observer = observer
+
+        self._encoder: Encoder | None = None
+        self._batch = 32  # until the encoder says better
+        self._counts: Counter[str] = Counter()
+        self._done = 0
+        self._total: int | None = None
+        self._last_commit = time.monotonic()
+        self._rows = 0
+        self._bytes_ahead = 0
+        self._pictures: deque[_Picture] = deque()
+        self._by_hash: dict[bytes, _Picture] = {}
+        self._texts: list[_Text] = []
+        self._new_chunks: dict[bytes, str] = {}
+
+    def index(self, jobs: deque[Job]) -> None:
+        """Indexes files, taking them off the queue.
+
+        Raises:
+            Stopped: somebody wants the run to end; what was added so far is whole and can be committed.
+        """
+        self._total = len(jobs)
+        if not jobs:
+            return
+        self.tell("index", 0, self._total)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmsearch-decode")
+        try:
+            self._work(jobs, pool)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def remove_gone(self) -> None:
+        """Takes out of the index what is gone."""
+        for root, uris in self.gone.items():
+            if uris:
+                self._counts["removed"] += self._writer.remove(root, sorted(uris))
+
+    def commit(self) -> None:
+        """Publishes everything so far."""
+        self._writer.commit()
+        self.committed.update(self._counts)
+        self._counts.clear()
+        self._rows = 0
+        self._last_commit = time.monotonic()
+
+    def tell(self, stage: Stage, done: int, total: int | None) -> None:
+        """Tells the observer, if there is one."""
+        if self._observer is not None:
+            self._observer(Progress(stage, done, total, len(self.failures)))
+
+    def _work(self, jobs: deque[Job], pool: ThreadPoolExecutor) -> None:
+        """Keeps two batches of pictures decoded or decoding, so that the encoder never waits for a thread."""
+        reads: deque[tuple[Job, Future[ReadFile]]] = deque()
+        while jobs or reads or self._pictures or self._texts:
+            self._interrupt.check()
+            while jobs and len(reads) < self._batch + self._threads and self._may_read(jobs[0]):
+                job = jobs.popleft()
+                self._bytes_ahead += job.ref.stamp.size
+                reads.append((job, pool.submit(read_file, job.ref)))
+            if reads and len(self._pictures) < 2 * self._batch:
+                self._settle(self._take(reads), pool)
+            elif self._pictures:
+                self._encode_pictures()
+            if len(self._new_chunks) >= _TEXT_BATCH or not (jobs or reads or self._pictures):
+                self._encode_texts()
+            if self._rows >= _ROWS_PER_COMMIT or time.monotonic() - self._last_commit > self._commit_seconds:
+                self.commit()
+            self.tell("index", self._done, self._total)
+
+    def _may_read(self, job: Job) -> bool:
+        return self._bytes_ahead == 0 or self._bytes_ahead + job.ref.stamp.size <= _BYTES_AHEAD
+
+    def _take(self, reads: deque[tuple[Job, Future[ReadFile]]]) -> list[tuple[Job, ReadFile]]:
+        """The oldest read, and those behind it that are ready too."""
+        taken: list[tuple[Job, ReadFile]] = []
+        while reads and (not taken or (reads[0][1].done() and len(taken) < self._batch)):
+            job, future = reads.popleft()
+            taken.append((job, future.result()))
+        return taken
+
+    def _settle(self, files: list[tuple[Job, ReadFile]], pool: ThreadPoolExecutor) -> None:
+        """Decides for each file that was read what it needs: nothing, only a row in the catalog, or the encoder."""
+        keys = [file.content_hash for job, file in files if file.error is None and job.ref.modality == "image"]
+        stored = self._writer.find("image", keys)
+        for job, file in files:
+            held = False
+            if file.error is not None:
+                self._fail(replace(job, ref=file.ref), file.error)
+            else:
+                new_picture = job.ref.modality == "image" and file.content_hash not in stored
+                records = [] if new_picture else self._equal_assets(job, file.content_hash)
+                if self._is_known(job, records):
+                    pass
+                elif job.ref.modality == "text":
+                    self._settle_text(job, file, records)
+                else:
+                    held = self._settle_picture(job, file, records, file.content_hash in stored, pool)
+            if not held:
+                self._bytes_ahead -= job.ref.stamp.size
+
+    def _equal_assets(self, job: Job, key: bytes) -> list[AssetRecord]:
+        """Good assets of the same content and modality."""
+        modality = job.ref.modality
+        found = self._writer.asset_by_hash(key)
+        return [record for record in found if record.status == "ok" and record.modality == modality]
+
+    def _is_known(self, job: Job, records: Sequence[AssetRecord]) -> bool:
+        """Whether the content is in the index already under this uri (touched) or one that is gone (moved)."""
+        ref = job.ref
+        for record in records:
+            if (record.root, record.uri) == (ref.root, ref.uri):
+                self._writer.touch(ref)
+                self._finish("unchanged")
+                return True
+        for record in records:
+            gone = self.gone.get(record.root, set())
+            if job.kind == "added" and record.uri in gone:
+                self._writer.move(record.root, record.uri, ref)
+                gone.discard(record.uri)
+                self._finish("moved")
+                return True
+        return False
+
+    def _settle_picture(
+        self, job: Job, file: ReadFile, records: Sequence[AssetRecord], stored: bool, pool: ThreadPoolExecutor
+    ) -> bool:
+        """Adds a copy at once, or sends a picture to be decoded; returns whether its bytes are still held."""
+        key = file.content_hash
+        if key in self._by_hash:
+            self._by_hash[key].twins.append(job)
+            return False
+        if stored and records:
+            self._add_picture(job, key, records[0].metadata, copy=True)
+            return False
+        encoder = self._load_encoder()
+        decoded = pool.submit(decode_image, file, encoder, metadata_only=stored)
+        picture = _Picture(job, key, decoded, stored)
+        self._pictures.append(picture)
+        self._by_hash[key] = picture
+        return True
+
+    def _encode_pictures(self) -> None:
+        """Encodes and adds the oldest batch of decoded pictures, waiting for them where needed."""
+        ready: list[tuple[_Picture, AssetMetadata]] = []
+        fresh: list[bytes] = []
+        arrays: list[NDArray[Any]] = []
+        while self._pictures and len(ready) < self._batch:
+            picture = self._pictures.popleft()
+            del self._by_hash[picture.content_hash]
+            decoded = picture.decoded.result()
+            self._bytes_ahead -= picture.job.ref.stamp.size
+            if decoded.error is not None:
+                for job in (picture.job, *picture.twins):
+                    self._fail(job, decoded.error)
+                continue
+            ready.append((picture, decoded.metadata))
+            if decoded.array is not None:
+                fresh.append(picture.content_hash)
+                arrays.append(decoded.array)
+        unusable = self._embed("image", fresh, self._load_encoder().encode_images, arrays) if arrays else set()
+        for picture, metadata in ready:
+            if picture.content_hash in unusable:
+                for job in (picture.job, *picture.twins):
+                    self._fail(job, "the model gives no usable embedding for it")
+                continue
+            self._add_picture(picture.job, picture.content_hash, metadata, copy=picture.stored)
+            for job in picture.twins:
+                self._add_picture(job, picture.content_hash, metadata, copy=True)
+
+    def _add_picture(self, job: Job, key: bytes, metadata: AssetMetadata, *, copy: bool) -> None:
+        self._writer.add(job.ref, content_hash=key, metadata=metadata, items=[NewItem("image", key)])
+        self._finish("copied" if copy and job.kind == "added" else job.kind)
+
+    def _settle_text(self, job: Job, file: ReadFile, records: Sequence[AssetRecord]) -> None:
+        keys = tuple(text_key(chunk.text) for chunk in file.chunks)
+        outcome = "copied" if records and job.kind == "added" else job.kind
+        text = _Text(job, file, keys, outcome)
+        stored = self._writer.find("text", keys)
+        new = {key: chunk.text for key, chunk in zip(keys, file.chunks, strict=True) if key not in stored}
+        if new:
+            self._new_chunks.update(new)
+            self._texts.append(text)
+        else:
+            self._add_text(text)
+
+    def _encode_texts(self) -> None:
+        """Encodes all chunks that wait, adds their texts."""
+        if not self._texts:
+            return
+        encoder = self._load_encoder()
+        waiting = sorted(self._new_chunks.items(), key=lambda pair: len(pair[1]))  # equal lengths: less padding
+        unusable: set[bytes] = set()
+        for start in range(0, len(waiting), _TEXT_BATCH):
+            batch = waiting[start : start + _TEXT_BATCH]
+            keys = [key for key, _ in batch]
+            unusable |= self._embed("text", keys, encoder.encode_texts, [text for _, text in batch])
+        texts, self._texts, self._new_chunks = self._texts, [], {}
+        for text in texts:
+            if unusable.isdisjoint(text.keys):
+                self._add_text(text)
+            else:
+                self._fail(text.job, "the model gives no usable embedding for it")
+
+    def _add_text(self, text: _Text) -> None:
+        items = [
+            NewItem("text", key, fragment=chunk.fragment, text=chunk.text)
+            for key, chunk in zip(text.keys, text.file.chunks, strict=True)
+        ]
+        self._writer.add(text.job.ref, content_hash=text.file.content_hash, metadata=AssetMetadata(), items=items)
+        self._finish(text.outcome)
+
+    def _embed(
+        self,
+        space: Modality,
+        keys: Sequence[bytes],
+        encode: Callable[[Sequence[Any]], NDArray[np.float32]],
+        inputs: Sequence[Any],
+    ) -> set[bytes]:
+        """Encodes and stores new content; returns the keys whose rows are not finite and were not stored."""
+        encoder = self._load_encoder()
+        try:
+            rows = encode(inputs)
+        except Exception:
+            self.commit()  # what was added before this batch is whole
+            raise
+        good = [i for i, total in enumerate(rows.sum(axis=1).tolist()) if math.isfinite(total)]
+        if len(good) < len(keys):
+            rows = rows[good]
+        self._writer.embed(
+            space,
+            [keys[i] for i in good],
+            rows,
+            precision=encoder.precision,
+            device=encoder.device,
+            backend=encoder.backend,
+        )
+        self._rows += len(good)
+        return set(keys).difference(keys[i] for i in good)
+
+    def _load_encoder(self) -> Encoder:
+        if self._encoder is None:
+            self.tell("load", self._done, self._total)
+            with self._interrupt.immediate():
+                encoder = self._get_encoder()
+            if encoder.identity != self._store.identity:
+                raise ModelMismatch(
+                    f"the index at {self._store.path} was made by the model {self._store.model}, and what is "
+                    f"loaded now as {encoder.name} is another one; use another --index for it"
+                )
+            self._encoder = encoder
+            self._batch = max(1, encoder.batch_size)
+        return self._encoder
+
+    def _finish(self, outcome: str) -> None:
+        self._counts[outcome] += 1
+        self._done += 1
+
+    def _fail(self, job: Job, error: str) -> None:
+        _log.info("%s: %s", job.ref.path, error)
+        self._writer.fail(job.ref, error)
+        self.failures.append(Failure(job.ref.path, error))
+        self._done += 1
+
+
+def text_key(text: str) -> bytes:
+    """The content key of a text chunk: equal texts share one embedding."""
+    from mmsearch.retrieval.media import content_hash
+
+    return content_hash(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,197 @@
+"""An index run: what the sources found, embedded and committed.
+
+In this order: each source is scanned and compared with the catalog; new and changed files are read, looked up,
+decoded, encoded and added (`ingest`); what is gone is removed; small segments are merged. Commits come every few
+seconds, and whatever was committed stays, however the run ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mmsearch.indexers.ingest import Ingest, Job, Observer, Progress
+from mmsearch.indexers.interrupt import Interrupt, Stopped
+from mmsearch.indexers.rescan import AbsentRoot
+from mmsearch.indexers.sources import FileSource, FolderSource, Source
+from mmsearch.retrieval.types import ItemRef, Report
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.store import Diff, LocalStore, Writer
+
+__all__ = ["AnySource", "Observer", "Progress", "index_source", "index_sources"]
+
+_log = logging.getLogger(__name__)
+
+_SCAN_TICK = 512
+
+AnySource = Source | AbsentRoot
+
+
+def index_source(source: AnySource, store: LocalStore, encoder: Callable[[], Encoder], **options: object) -> Report:
+    """Brings the index up to date with one source; options as `index_sources`."""
+    return index_sources([source], store, encoder, **options)  # type: ignore[arg-type]
+
+
+def index_sources(
+    sources: Sequence[AnySource],
+    store: LocalStore,
+    encoder: Callable[[], Encoder],
+    *,
+    prune: bool = False,
+    retry: bool = False,
+    threads: int | None = None,
+    commit_seconds: float = 4.0,
+    observer: Observer | None = None,
+) -> Report:
+    """Brings the index up to date with several sources.
+
+    After it returns, everything that the report counts is committed. Ctrl-C (in the main thread) ends the run
+    after the step at hand, commits, and sets `Report.interrupted`. On an error, what was finished before it is
+    committed too, and the error is raised.
+
+    Args:
+        sources: each is scanned once.
+        store: an existing index; its write lock is held for the whole run.
+        encoder: called at most once, and only when something has to be embedded.
+        prune: remove what a scan did not find even where the root looks unmounted.
+        retry: read files again that failed before and have not changed since.
+        threads: how many files are read and decoded at a time; chosen by default.
+        commit_seconds: work that an abrupt end may lose, at most.
+        observer: called with the state of the run, from this thread, at most a few hundred times a second.
+
+    Raises:
+        IndexLocked: somebody else is writing.
+        ModelMismatch: `encoder()` is not the index's.
+    """
+    start = time.monotonic()
+    interrupted = False
+    kept = 0
+    with store.writer() as writer, Interrupt() as interrupt:
+        ingest = Ingest(
+            store,
+            writer,
+            encoder,
+            interrupt,
+            threads=threads,
+            commit_seconds=commit_seconds,
+            observer=observer,
+        )
+        try:
+            jobs: deque[Job] = deque()
+            for source in sources:
+                diff, missing = _scan(source, store, writer, ingest, interrupt, prune=prune)
+                kept += missing
+                ingest.committed["unchanged"] += diff.unchanged
+                jobs.extend(Job("added", ref) for ref in diff.new)
+                jobs.extend(Job("updated", ref) for ref in diff.changed)
+                if retry:
+                    jobs.extend(Job("added", ref) for ref in diff.failed)
+                else:
+                    ingest.failures.extend(diff.known_failures)
+            ingest.index(jobs)
+            ingest.remove_gone()
+            ingest.commit()
+            ingest.tell("merge", 0, None)
+            writer.merge()
+        except Stopped:
+            interrupted = True
+            ingest.commit()
+        except KeyboardInterrupt:  # a second Ctrl-C, or one that we do not see first: anything may be half-done
+            interrupted = True
+            writer.rollback()
+    return _report(sources, store, ingest, kept=kept, interrupted=interrupted, seconds=time.monotonic() - start)
+
+
+def _scan(
+    source: AnySource, store: LocalStore, writer: Writer, ingest: Ingest, interrupt: Interrupt, *, prune: bool
+) -> tuple[Diff, int]:
+    """Scans a source and compares it with the index; returns also how many missing files are kept."""
+    found = 0
+
+    def refs() -> Iterator[ItemRef]:
+        nonlocal found
+        for ref in source.scan():
+            found += 1
+            if found % _SCAN_TICK == 0:
+                interrupt.check()
+                ingest.tell("scan", found, None)
+            yield ref
+
+    ingest.tell("scan", 0, None)
+    diff = store.diff(source.root, refs(), scope=source.scope)
+    interrupt.check()
+    missing = set(diff.missing) if source.complete else set()
+    unmounted = diff.had_items and (diff.device_changed or (not found and _is_empty(source)))
+    kept = len(missing) if unmounted and not prune else 0
+    if kept:
+        _log.warning(
+            "%s looks unmounted or replaced: %d files that are not there now were kept; "
+            "if they are gone for good, run again with prune (--prune)",
+            source.root.path,
+            kept,
+        )
+        missing = set()
+    if source.complete and not isinstance(source, AbsentRoot):
+        _note_root(source, writer, diff, everything_found=not kept)
+    ingest.gone.setdefault(str(source.root.path), set()).update(missing)
+    return diff, kept
+
+
+def _note_root(source: Source, writer: Writer, diff: Diff, *, everything_found: bool) -> None:
+    whole = isinstance(source, FolderSource) and not source.start and source.filter.glob is None
+    # The device of a known root is updated only by a whole scan that missed nothing: otherwise the next run would
+    # take another drive, mounted there for a while, for the right one.
+    if not (diff.had_items and diff.device_changed) or (whole and everything_found):
+        writer.root(source.root)
+    if whole:
+        writer.scanned(source.root)
+
+
+def _report(
+    sources: Sequence[AnySource],
+    store: LocalStore,
+    ingest: Ingest,
+    *,
+    kept: int,
+    interrupted: bool,
+    seconds: float,
+) -> Report:
+    skipped: Counter[str] = Counter()
+    for source in sources:
+        skipped.update(source.skipped)
+        ingest.failures.extend(source.errors)
+    failed = {failure.path: failure for failure in ingest.failures}
+    counts = ingest.committed
+    with store.snapshot() as snapshot:
+        items = sum(snapshot.counts.values())
+    return Report(
+        added=counts["added"],
+        updated=counts["updated"],
+        moved=counts["moved"],
+        copied=counts["copied"],
+        removed=counts["removed"],
+        unchanged=counts["unchanged"],
+        skipped=dict(sorted(skipped.items())),
+        failed=tuple(failed[path] for path in sorted(failed)),
+        items=items,
+        seconds=round(seconds, 3),
+        model=store.model,
+        interrupted=interrupted,
+        kept=kept,
+    )
+
+
+def _is_empty(source: AnySource) -> bool:
+    """Whether a scan that found nothing may mean an unmounted drive: not where only the named files are away."""
+    if not isinstance(source, FileSource):
+        return True
+    try:
+        return not os.listdir(source.root.path)
+    except OSError:
+        return True

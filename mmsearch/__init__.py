@@ -1,0 +1,97 @@
+"""mmsearch: cross-modal search over your pictures and texts.
+
+    import mmsearch
+
+    with mmsearch.open() as index:
+        index.add("photos/")
+        for hit in index.search("a cat on a sofa", k=5):
+            print(hit.rank, hit.score, hit.path)
+
+Names are loaded when they are first used, so that importing this costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmsearch.index import Index, open
+    from mmsearch.indexers.ingest import Progress
+    from mmsearch.retrieval.errors import (
+        IndexCorrupt,
+        IndexLocked,
+        IndexNotFound,
+        IndexTooNew,
+        IndexUnusable,
+        MediaError,
+        MissingExtra,
+        MMSearchError,
+        ModelMismatch,
+        ModelUnavailable,
+        PathNotFound,
+        UnsafeFilesystem,
+        UsageError,
+    )
+    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, Report, RootInfo
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "mmsearch.index": ("Index", "open"),
+    "mmsearch.indexers.ingest": ("Progress",),
+    "mmsearch.retrieval.errors": (
+        "IndexCorrupt",
+        "IndexLocked",
+        "IndexNotFound",
+        "IndexTooNew",
+        "IndexUnusable",
+        "MMSearchError",
+        "MediaError",
+        "MissingExtra",
+        "ModelMismatch",
+        "ModelUnavailable",
+        "PathNotFound",
+        "UnsafeFilesystem",
+        "UsageError",
+    ),
+    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "Report", "RootInfo"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Failure",
+    "Hit",
+    "Index",
+    "IndexCorrupt",
+    "IndexInfo",
+    "IndexLocked",
+    "IndexNotFound",
+    "IndexTooNew",
+    "IndexUnusable",
+    "MMSearchError",
+    "MediaError",
+    "MissingExtra",
+    "ModelMismatch",
+    "ModelUnavailable",
+    "PathNotFound",
+    "Progress",
+    "Report",
+    "RootInfo",
+    "UnsafeFilesystem",
+    "UsageError",
+    "__version__",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

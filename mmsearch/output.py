@@ -1,0 +1,237 @@
+"""How the CLI prints: data to stdout, talk to stderr, file names that cannot harm a terminal.
+
+Plain lines where a program reads (tab-separated), the same facts laid out for people on a terminal. rich is
+imported for tables and progress only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from mmsearch.indexers.plan import RunEstimate
+    from mmsearch.retrieval.encoders.models import ModelStatus
+    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, Report
+
+_SNIPPET = 160
+_FAILURES_SHOWN = 20
+# Control characters, halves of surrogate pairs, line and paragraph separators, and the marks that reverse text.
+_UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_REVERSING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def say(message: str) -> None:
+    """A line for the person, on stderr."""
+    print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def write(line: str) -> None:
+    """A line of data, on stdout."""
+    print(line)  # noqa: T201
+
+
+def write_json(value: Any) -> None:
+    """One JSON object on one line; readable where stdout can show it, always valid."""
+    plain = _plain(value)
+    line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8" or not _encodable(line):
+        line = json.dumps(plain, ensure_ascii=True, allow_nan=False)
+    write(line)
+
+
+def safe(text: str) -> str:
+    """Text on one line, without anything that a terminal would obey: escapes instead."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _escaped(char) if unicodedata.category(char) in _UNSAFE or char in _REVERSING else char for char in text
+    )
+
+
+def write_hits(hits: Sequence[Hit], *, people: bool) -> None:
+    """Hits as lines: rank, score, path, and for texts the fragment and a snippet.
+
+    Args:
+        hits: what a search gave.
+        people: laid out for a terminal; otherwise separated by tabs, with nothing left out but line ends.
+    """
+    if not people:
+        for hit in hits:
+            fields = [str(hit.rank), f"{hit.score:.6f}", safe(_shown_path(hit))]
+            if hit.text is not None:
+                fields += [hit.fragment or "", safe(" ".join(hit.text.split()))]
+            write("\t".join(fields))
+        return
+    width = len(str(len(hits)))
+    for hit in hits:
+        write(f"{hit.rank:>{width}}  {hit.score:.4f}  {safe(_shown_path(hit))}")
+        if hit.text is not None:
+            snippet = " ".join(hit.text.split())
+            if len(snippet) > _SNIPPET:
+                snippet = snippet[: _SNIPPET - 1].rstrip() + "…"
+            write(f"{'':>{width}}          {safe(snippet)}")
+
+
+def report_lines(report: Report) -> list[str]:
+    """A finished run in a few lines for a person."""
+    counts = {name: getattr(report, name) for name in ("added", "updated", "moved", "copied", "removed", "unchanged")}
+    done = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
+    done = done or ("nothing to do" if report.items or report.failed else "no pictures or texts found")
+    lines = [f"{done}; {_items(report.items)} in the index; {_duration(report.seconds)}"]
+    if report.interrupted:
+        lines.append("interrupted; everything above is saved, and the same command continues from here")
+    if report.kept:
+        lines.append(f"{_files(report.kept)} that are not there now were kept (--prune lets them go)")
+    if report.skipped:
+        kinds = sorted(report.skipped.items(), key=lambda pair: (-pair[1], pair[0]))
+        shown = ", ".join(f"{safe(kind) or 'no extension'} {count:,}" for kind, count in kinds[:8])
+        more = f", {len(kinds) - 8} more kinds" if len(kinds) > 8 else ""
+        lines.append(f"skipped {_files(sum(report.skipped.values()))} of other kinds: {shown}{more}")
+    return lines + failure_lines(report.failed)
+
+
+def estimate_lines(estimate: RunEstimate) -> list[str]:
+    """What `--dry-run` says."""
+    counts = (
+        (estimate.new, "new"),
+        (estimate.changed, "changed"),
+        (estimate.unchanged, "unchanged"),
+        (estimate.missing, "gone"),
+        (estimate.failed, "failed before"),
+    )
+    found = ", ".join(f"{number:,} {name}" for number, name in counts if number) or "no files"
+    work = estimate.new + estimate.changed
+    if not work:
+        return [f"{found}; nothing to index"]
+    how_long = "unknown until the model is here" if estimate.seconds is None else _duration(estimate.seconds)
+    return [f"{found}; to read: {_files(work)}, {_size(estimate.bytes)}; time: about {how_long}"]
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """Failed files with their reasons; a long list is cut, `info` has it whole."""
+    if not failures:
+        return []
+    lines = [f"{_files(len(failures))} could not be indexed:"]
+    lines += [f"  {safe(failure.path)}: {safe(failure.error)}" for failure in failures[:_FAILURES_SHOWN]]
+    if len(failures) > _FAILURES_SHOWN:
+        lines.append(f"  and {len(failures) - _FAILURES_SHOWN:,} more (mmsearch info --json lists all)")
+    return lines
+
+
+def write_info(info: IndexInfo) -> None:
+    """What an index holds, one fact a line."""
+    facts = (
+        ("index", safe(info.path)),
+        ("model", safe(info.model)),
+        ("items", f"{info.items:,} ({info.images:,} images, {info.texts:,} texts)"),
+        ("generation", f"{info.generation:,}"),
+        ("size", f"{_size(info.bytes)} in {info.segments:,} segments"),
+    )
+    for name, value in facts:
+        write(f"{name:<11} {value}")
+    for root in info.roots:
+        absent = "" if root.present else ", not there now"
+        write(f"{'root':<11} {safe(root.path)} ({root.items:,} items{absent})")
+    for line in failure_lines(info.failed):
+        write(line)
+
+
+def write_models(models: Sequence[ModelStatus], *, people: bool) -> None:
+    """The models that can be named: a table for people, tab-separated lines otherwise."""
+    rows = [
+        (
+            f"{model.name} (default)" if model.default and people else model.name,
+            model.state,
+            _size(model.download_bytes) if model.download_bytes else "-",
+            "~100" if model.languages == ("mul",) else " ".join(model.languages) or "-",
+            "-" if model.coco is None else f"{model.coco:.3f}",
+            "-" if model.flickr30k is None else f"{model.flickr30k:.3f}",
+            model.licence or "-",
+            "; ".join(part for part in (model.summary, model.why) if part),
+        )
+        for model in models
+    ]
+    head = ("name", "state", "download", "languages", "COCO", "Flickr30k", "licence", "notes")
+    if not people:
+        for row in (head, *rows):
+            write("\t".join(safe(cell) for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        table.add_column(name, no_wrap=name in ("name", "state", "COCO", "Flickr30k"), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) for cell in row))
+    Console().print(table)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person is likely to read what is written there."""
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _shown_path(hit: Hit) -> str:
+    return str(hit.path) if hit.path is not None else hit.uri
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples to what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file" if count == 1 else f"{count:,} files"
+
+
+def _items(count: int) -> str:
+    return f"{count:,} item" if count == 1 else f"{count:,} items"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

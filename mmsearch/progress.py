@@ -1,0 +1,110 @@
+"""Progress on a terminal: stage, files, files/s, time left, failures so far. Imported only where it is shown."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mmsearch.indexers.ingest import Progress, Stage
+
+_WORDS: dict[Stage, str] = {
+    "scan": "looking for files",
+    "load": "loading the model",
+    "index": "indexing",
+    "merge": "tidying up",
+}
+_SECONDS_BETWEEN = 0.1
+
+
+class _FilesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:.0f} files/s" if speed >= 10 else f"{speed:.1f} files/s")
+
+
+class ProgressDisplay:
+    """Draws a run and the downloads that it needs on stderr; a context manager."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._files = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            _FilesPerSecond(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}"),
+            console=console,
+            transient=True,
+        )
+        self._downloads = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._stage: Stage | None = None
+        self._drawn = 0.0
+        self._download_tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Clears the lines, so that something else can be written or asked; the next call draws again."""
+        self._files.stop()
+        self._downloads.stop()
+
+    def on_run(self, progress: Progress) -> None:
+        """Shows the state of an index run."""
+        now = time.monotonic()
+        if progress.stage == self._stage and now - self._drawn < _SECONDS_BETWEEN:
+            return
+        self._drawn = now
+        if self._task is None or progress.stage != self._stage:
+            if self._task is not None:
+                self._files.remove_task(self._task)
+            self._stage = progress.stage
+            self._task = self._files.add_task(_WORDS[progress.stage], total=progress.total, failures="")
+        if not self._downloads.live.is_started:
+            self._files.start()
+        failures = f"{progress.failed} failed" if progress.failed else ""
+        self._files.update(self._task, completed=progress.done, total=progress.total, failures=failures)
+
+    def on_download(self, name: str, done: int, total: int) -> None:
+        """Shows the state of a download."""
+        self._files.stop()
+        if name not in self._download_tasks:
+            self._download_tasks[name] = self._downloads.add_task(name, total=total)
+        self._downloads.start()
+        self._downloads.update(self._download_tasks[name], completed=done, total=total)
+        if done >= total and all(task.finished for task in self._downloads.tasks):
+            self._downloads.stop()
