@@ -1,0 +1,213 @@
+"""An index in a folder of this machine: opening, making and checking one. Writing is `store.writer`'s."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew, IndexUnusable, ModelMismatch
+from mmsearch.retrieval.store import layout, reader
+from mmsearch.retrieval.store.diff import diff
+from mmsearch.retrieval.store.lock import Lock
+from mmsearch.retrieval.store.records import AssetRecord as AssetRecord
+from mmsearch.retrieval.store.records import Diff as Diff
+from mmsearch.retrieval.store.records import NewItem as NewItem
+from mmsearch.retrieval.store.segments import DType, Segment
+from mmsearch.retrieval.types import IndexInfo, ItemRef, Root
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.store.writer import Writer as Writer
+
+Steps = Callable[[str], None]
+"""Told the name of each step of a write just before it happens; tests kill the process there."""
+
+
+def _no_steps(name: str) -> None:
+    pass
+
+
+def upgrade(path: Path, steps: Steps = _no_steps) -> None:
+    """Migrates an index of an old format, under its lock."""
+    from mmsearch.retrieval.store import migrations
+
+    lock = Lock(path)
+    try:
+        migrations.migrate(path, steps)
+    finally:
+        lock.release()
+
+
+class LocalStore:
+    """An index folder. It holds no file open and no lock: `writer` and `snapshot` do.
+
+    Attributes:
+        path: the index folder, absolute.
+        model: the name that the user gave the encoder.
+        identity, dim: of that encoder.
+        dtype: of the vectors that will be written.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, str], steps: Steps) -> None:
+        """Use `open` or `create`."""
+        self.path = path
+        self.model = meta["model"]
+        self.identity = meta["identity"]
+        self.dim = int(meta["dim"])
+        self.dtype: DType = "float16" if meta.get("dtype") == "float16" else "float32"
+        self._steps = steps
+
+    @classmethod
+    def open(cls, path: Path, *, steps: Steps = _no_steps) -> LocalStore:
+        """The index at `path`; an old format is migrated first.
+
+        Raises:
+            IndexNotFound: there is no index.
+            IndexTooNew: it was written by a newer mmsearch.
+            IndexCorrupt: the catalog cannot be read.
+            IndexLocked: it must be migrated, and another process is writing to it.
+            UnsafeFilesystem: it lies on a network drive.
+        """
+        path = Path(path).absolute()
+        connection = reader.connect(path)
+        try:
+            if reader.is_old(connection):
+                connection.close()
+                upgrade(path, steps)
+                connection = reader.connect(path)
+            meta = dict(connection.execute(reader.SQL["meta"]))
+            return cls(path, meta, steps)
+        except (sqlite3.Error, KeyError) as error:
+            raise IndexCorrupt(f"the catalog of {path} cannot be read ({error}); restore a backup") from error
+        finally:
+            connection.close()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        model: str,
+        identity: str,
+        dim: int,
+        dtype: DType = "float32",
+        steps: Steps = _no_steps,
+    ) -> LocalStore:
+        """A new index, or the one that is there already if the same encoder made it.
+
+        A crash on the way leaves a folder that is no index yet and can be made into one later.
+
+        Raises:
+            ModelMismatch: another encoder made the index that is there.
+            IndexUnusable: the place is a file, holds other things or cannot be written to.
+            UnsafeFilesystem: the place is on a network drive.
+        """
+        path = Path(path).absolute()
+        layout.refuse_network_filesystem(path)
+        if not layout.is_index(path):
+            layout.require_room_for_index(path)
+            try:
+                cls._make(path, {"model": model, "identity": identity, "dim": str(dim), "dtype": dtype}, steps)
+            except OSError as error:
+                raise IndexUnusable(f"cannot make an index at {path}: {error.strerror or error}") from error
+        store = cls.open(path, steps=steps)
+        if (store.identity, store.dim) != (identity, dim):
+            raise ModelMismatch(
+                f"the index at {path} was made by {store.model}, not by {model}; "
+                f"use another --index for {model}, or --model {store.model} for this one"
+            )
+        return store
+
+    @staticmethod
+    def _make(path: Path, meta: dict[str, str], steps: Steps) -> None:
+        from mmsearch.retrieval.store.catalog import create_catalog
+
+        steps("create:folder")
+        layout.make_folders(path)
+        lock = Lock(path)
+        try:
+            if layout.is_index(path):
+                return  # another process was faster
+            new = path / layout.NEW_CATALOG
+            for leftover in path.glob(f"{layout.NEW_CATALOG}*"):
+                leftover.unlink()
+            steps("create:catalog")
+            layout.create_file(new)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            create_catalog(new, {**meta, "generation": "0", "created_at": now, "created_by": _version()})
+            steps("create:rename")
+            os.replace(new, path / layout.CATALOG)
+            steps("create:folder-fsync")
+            layout.sync_folder(path)
+            layout.sync_folder(path.parent)
+        finally:
+            lock.release()
+
+    def diff(self, root: Root, refs: Iterable[ItemRef], *, scope: Callable[[str], bool] | None = None) -> Diff:
+        """Compares what a scan of `root` found with the newest generation. Takes no lock; see `diff.Diff`.
+
+        Args:
+            root: what was scanned.
+            refs: what the scan found.
+            scope: says of a known uri whether this scan would have found it; None: all of the root was scanned.
+        """
+        return diff(self.path, root, refs, scope)
+
+    def snapshot(self) -> reader.Snapshot:
+        """The newest generation, for reading."""
+        return reader.Snapshot.open(self.path)
+
+    def writer(self) -> Writer:
+        """The one writer, holding the lock; removes what earlier writers left half-done.
+
+        Raises:
+            IndexLocked: another process (or another writer of this one) is writing.
+            IndexNotFound: the folder is gone.
+        """
+        from mmsearch.retrieval.store.writer import Writer
+
+        layout.require_index(self.path)
+        layout.refuse_network_filesystem(self.path)
+        return Writer(self.path, identity=self.identity, dim=self.dim, dtype=self.dtype, steps=self._steps)
+
+    def info(self) -> IndexInfo:
+        """What the index holds."""
+        with self.snapshot() as snapshot:
+            return snapshot.info()
+
+    def verify(self) -> list[str]:
+        """Reads every byte and returns what is wrong, one line each; empty for a sound index."""
+        problems = []
+        connection = reader.connect(self.path)
+        try:
+            problems += [f"catalog: {line}" for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
+            query = "SELECT filename, checksum, segment_id FROM segments ORDER BY segment_id"
+            for filename, checksum, segment_id in connection.execute(query).fetchall():
+                try:
+                    segment = Segment(self.path / layout.SEGMENTS / filename)
+                except (OSError, IndexCorrupt, IndexTooNew) as error:
+                    problems.append(str(error))
+                    continue
+                if segment.checksum() != checksum:
+                    problems.append(f"{filename}: its bytes are not those that were written (checksum)")
+                held = "SELECT embedding_id FROM embeddings WHERE segment_id = ? ORDER BY embedding_id"
+                if [row[0] for row in connection.execute(held, (segment_id,))] != segment.ids.tolist():
+                    problems.append(f"{filename}: its embeddings are not those that the catalog names")
+            query = "SELECT COUNT(*) FROM embeddings WHERE segment_id NOT IN (SELECT segment_id FROM segments)"
+            if lost := connection.execute(query).fetchone()[0]:
+                problems.append(f"catalog: {lost} embeddings are in no segment")
+        finally:
+            connection.close()
+        return problems
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"mmsearch {version('mmsearch')}"
+    except PackageNotFoundError:
+        return "mmsearch"

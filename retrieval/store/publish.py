@@ -1,0 +1,187 @@
+"""Turning the vectors of a transaction into segments, and small segments into larger ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsearch.retrieval.errors import IndexCorrupt
+from mmsearch.retrieval.store import layout
+from mmsearch.retrieval.store.catalog import Catalog
+from mmsearch.retrieval.store.segments import DType, Segment, SegmentRows, live_rows, write_segment
+
+_log = logging.getLogger(__name__)
+
+_DEAD_SHARE = 0.25  # a segment with more tombstones than this is rewritten by a merge
+
+
+class Batch(NamedTuple):
+    """Vectors that one call gave: embedding ids (n), content keys (n, 32), float32 rows (n, dim)."""
+
+    ids: NDArray[np.int64]
+    keys: NDArray[np.uint8]
+    rows: NDArray[np.float32]
+
+
+class Kind(NamedTuple):
+    """What the rows of one new segment have in common; the last three as the encoder says."""
+
+    space: str
+    precision: str
+    device: str
+    backend: str
+
+
+class SegmentStore:
+    """The segment files of an index, for the one writer. Nothing here commits but `merge`."""
+
+    def __init__(
+        self, path: Path, catalog: Catalog, *, identity: str, dim: int, dtype: DType, steps: Callable[[str], None]
+    ) -> None:
+        self._path = path
+        self._catalog = catalog
+        self._identity = identity
+        self._dim = dim
+        self._dtype: DType = dtype
+        self._steps = steps
+        self._last = 0  # no number is used twice, even where a commit failed in an unclear way
+
+    def sweep(self) -> None:
+        """Removes segment files that no catalog row names: what crashed writers and merges left."""
+        named = {row["filename"] for row in self._catalog.segments()}
+        self._catalog.rollback()
+        for name in os.listdir(self._path / layout.SEGMENTS):
+            if layout.is_segment_name(name) and name not in named:
+                _unlink(self._path / layout.SEGMENTS / name)
+
+    def write(self, vectors: Mapping[Kind, Sequence[Batch]], generation: int) -> None:
+        """Writes one segment of each kind and its rows in the catalog; visible after the commit."""
+        for kind, batches in vectors.items():
+            ids, keys, rows = (np.concatenate(column) for column in zip(*batches, strict=True))
+            order = np.argsort(ids)
+            longest = 1.001 * float(np.linalg.norm(rows, axis=1).max(initial=0.0))  # float16 may round a row up
+            self._write(kind, self._dtype, ids[order], keys[order], iter([rows[order]]), longest, generation)
+
+    def _write(
+        self,
+        kind: Kind,
+        dtype: DType,
+        ids: NDArray[np.int64],
+        keys: NDArray[np.uint8],
+        blocks: Iterator[NDArray[Any]],
+        longest: float,
+        generation: int,
+    ) -> None:
+        number = max(self._catalog.next_segment_id(), self._last + 1)
+        self._last = number
+        listed = ids.tolist()
+        items = self._catalog.smallest_items(listed)
+        item_ids = np.array([items.get(id_, 0) for id_ in listed], np.int64)
+        name = layout.segment_name(kind.space, number)
+        file = write_segment(
+            self._path / layout.SEGMENTS / name,
+            SegmentRows(ids, keys, item_ids, blocks, longest),
+            space=kind.space,
+            dim=self._dim,
+            dtype=dtype,
+            identity=self._identity,
+            steps=self._steps,
+        )
+        values = {
+            "segment_id": number,
+            "filename": name,
+            "dtype": dtype,
+            "dim": self._dim,
+            "count": len(listed),
+            "bytes": file.size,
+            "checksum": file.checksum,
+            "generation": generation,
+            **kind._asdict(),
+        }
+        self._catalog.insert_segment(values, listed)
+
+    def merge(self) -> int:
+        """Merges small segments of each space, every merge in a commit of its own; returns how many went in."""
+        merged = 0
+        by_kind: dict[tuple[str, str], list[_Part]] = {}
+        for row in self._catalog.segments():
+            by_kind.setdefault((row["space"], row["dtype"]), []).append(self._part(row))
+        for parts in by_kind.values():
+            merged += self._merge_some(_to_merge(parts))
+        self._catalog.rollback()  # ends the reading
+        return merged
+
+    def _part(self, row: Any) -> _Part:
+        try:
+            segment = Segment(self._path / layout.SEGMENTS / row["filename"])
+        except FileNotFoundError as error:
+            raise IndexCorrupt(f"{error.filename} is missing; restore the index from a backup") from error
+        dead = np.array(self._catalog.tombstones(row["segment_id"]), np.int64)
+        return _Part(row, segment, segment.positions(dead))
+
+    def _merge_some(self, parts: list[_Part]) -> int:
+        if not parts:
+            return 0
+        for part in parts:  # before a damaged row gets a fresh checksum
+            if part.segment.checksum() != part.row["checksum"]:
+                raise IndexCorrupt(f"{part.segment.path} is damaged (checksum); restore the index from a backup")
+        generation = int(self._catalog.meta()["generation"]) + 1
+        self._steps("merge:segments")
+        if any(part.live for part in parts):
+            segments = [part.segment for part in parts]
+            ids, keys, blocks = live_rows(segments, [part.dead for part in parts])
+            first = parts[0].row
+            kind = Kind(first["space"], *(_joined(part.row[name] for part in parts) for name in Kind._fields[1:]))
+            longest = max(segment.max_norm for segment in segments)
+            self._write(kind, first["dtype"], ids, keys, blocks, longest, generation)
+        self._steps("merge:catalog")
+        self._catalog.drop_segments([part.row["segment_id"] for part in parts])
+        self._catalog.set_meta({"generation": str(generation)})
+        self._steps("merge:commit")
+        self._catalog.commit()
+        self._steps("merge:unlink")
+        for part in parts:
+            _unlink(part.segment.path)
+        self._steps("merge:done")
+        return len(parts)
+
+
+class _Part(NamedTuple):
+    """A segment that a merge may take, with the rows that would survive."""
+
+    row: Any
+    segment: Segment
+    dead: NDArray[np.int64]
+
+    @property
+    def live(self) -> int:
+        return self.segment.count - len(self.dead)
+
+
+def _to_merge(parts: list[_Part]) -> list[_Part]:
+    """The smallest segments up to the last that is no larger than all before it, and those with many tombstones."""
+    parts = sorted(parts, key=lambda part: (part.live, part.row["segment_id"]))
+    end, smaller = 0, 0
+    for number, part in enumerate(parts):
+        if number and part.live <= smaller:
+            end = number + 1
+        smaller += part.live
+    return parts[:end] + [part for part in parts[end:] if len(part.dead) > _DEAD_SHARE * part.segment.count]
+
+
+def _joined(values: Iterator[str]) -> str:
+    """One value where all are the same, else all of them."""
+    return ",".join(sorted({one for value in values for one in value.split(",")}))
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # Windows, while a reader maps it; the next writer tries again
+        _log.debug("cannot remove %s yet: %s", path, error)

@@ -1,0 +1,194 @@
+"""A writer that is killed at any step loses nothing that was committed and shows nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from store_kit import change, content_of, make, prepare, run_scenario, segment_files
+
+from mmsearch.retrieval.errors import IndexNotFound, IndexUnusable
+from mmsearch.retrieval.store import LocalStore, Snapshot, is_index, layout
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+Run = Callable[[str, Path, int], tuple[int, list[str]]]
+
+SEGMENT = ["create", "rows", "fsync", "rename", "folder-fsync"]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Runs a scenario in a process of its own: (scenario, index, step to die at) to (exit code, steps)."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "OPENBLAS_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, str(here / "store_kit.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert server.stdin is not None and server.stdout is not None
+
+    def ask(scenario: str, path: Path, fatal: int) -> tuple[int, list[str]]:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write(json.dumps([scenario, str(path), fatal]) + "\n")
+        server.stdin.flush()
+        code, steps = json.loads(server.stdout.readline())
+        return code, steps
+
+    yield ask
+    server.stdin.close()
+    assert server.wait(30) == 0
+    server.stdout.close()
+
+
+def copy(index: Path, to: Path) -> LocalStore:
+    shutil.copytree(index, to / index.name)
+    return LocalStore.open(to / index.name)
+
+
+def sound(store: LocalStore) -> None:
+    assert store.verify() == []
+    with store.snapshot() as snapshot:
+        items = sum(len(snapshot.item_ids(space)) for space in snapshot.counts)
+        assert items == sum(snapshot.counts.values())
+
+
+def files_named_by_catalog(store: LocalStore) -> set[str]:
+    from mmsearch.retrieval.store import reader
+
+    connection = reader.connect(store.path)
+    try:
+        return {row[0] for row in connection.execute("SELECT filename FROM segments")}
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("scenario", ["commit", "merge"])
+def test_killed_at_every_step(run: Run, tmp_path: Path, scenario: str) -> None:
+    original = prepare(tmp_path / "index")
+    before = content_of(original)
+    whole = copy(original.path, tmp_path / "whole")
+    code, steps = run(scenario, whole.path, -1)
+    after = content_of(whole)
+    assert code == 0
+    assert (after == before) == (scenario == "merge")
+    segment = [f"segment:{name}" for name in SEGMENT]
+    if scenario == "commit":
+        assert steps == ["commit:segments", *segment, *segment, "commit:catalog", "commit:commit", "commit:done"]
+    else:
+        one = ["merge:segments", *segment, "merge:catalog", "merge:commit", "merge:unlink", "merge:done"]
+        assert steps == one  # of the pictures; the texts have a single segment
+    for fatal, step in enumerate(steps):
+        store = copy(original.path, tmp_path / f"killed-{fatal}")
+        code, reached = run(scenario, store.path, fatal)
+        assert (code, reached[-1]) == (-signal.SIGKILL, step)
+        published = step in ("commit:done", "merge:unlink", "merge:done")
+        assert content_of(store) == (after if published else before), step
+        sound(store)
+        with store.writer():  # sweeps
+            pass
+        assert segment_files(store) == files_named_by_catalog(store), step
+        code, _ = run(scenario, store.path, -1)
+        assert code == (1 if scenario == "commit" and published else 0)  # moving what was moved is an error
+        assert content_of(store) == after, step
+        sound(store)
+
+
+def test_killed_while_it_is_made(run: Run, tmp_path: Path) -> None:
+    code, steps = run("create", tmp_path / "whole", -1)
+    assert code == 0
+    assert steps == ["create:folder", "create:catalog", "create:rename", "create:folder-fsync"]
+    for fatal, step in enumerate(steps):
+        path = tmp_path / f"killed-{fatal}"
+        assert run("create", path, fatal) == (-signal.SIGKILL, steps[: fatal + 1])
+        assert is_index(path) == (step == "create:folder-fsync")
+        if not is_index(path):
+            with pytest.raises(IndexNotFound):
+                Snapshot.open(path)
+        store = make(path)
+        assert content_of(store) == {}
+        assert not (path / layout.NEW_CATALOG).exists()
+
+
+def test_killed_while_it_is_migrated(run: Run, tmp_path: Path) -> None:
+    original = prepare(tmp_path / "index")
+    before = content_of(original)
+    code, steps = run("migrate", copy(original.path, tmp_path / "whole").path, -1)
+    assert code == 0
+    assert steps == ["migrate:2", "migrate:2:commit", "migrate:3", "migrate:3:commit"]
+    for fatal in range(len(steps)):
+        store = copy(original.path, tmp_path / f"killed-{fatal}")
+        assert run("migrate", store.path, fatal) == (-signal.SIGKILL, steps[: fatal + 1])
+        left = steps[2:] if fatal >= 2 else steps
+        assert run("migrate", store.path, -1) == (0, left)
+        assert run("migrate", store.path, -1) == (0, [])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(layout, "FORMAT_VERSION", 3)
+            assert content_of(store) == before
+
+
+@pytest.mark.parametrize("scenario", ["commit", "merge"])
+def test_a_full_disk_at_every_step_loses_nothing(tmp_path: Path, scenario: str) -> None:
+    original = prepare(tmp_path / "index")
+    before = content_of(original)
+    names: list[str] = []
+    run_scenario(scenario, copy(original.path, tmp_path / "whole").path, names.append)
+    for fatal, step in enumerate(names):
+        if step.endswith((":done", ":unlink")):
+            continue  # after the commit nothing is written
+        left = [fatal]
+
+        def full(name: str, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(28, "No space left on device")
+
+        store = copy(original.path, tmp_path / f"full-{fatal}")
+        with LocalStore.open(store.path, steps=full).writer() as writer:
+            with pytest.raises(IndexUnusable, match="No space left on device; everything committed before is safe"):
+                if scenario == "commit":
+                    change(writer, store.path.parent)
+                else:
+                    writer.merge()
+            assert content_of(store) == before, step
+            if scenario == "commit":  # the same writer goes on once there is room
+                change(writer, store.path.parent)
+                writer.merge()
+        sound(store)
+        with store.writer():
+            pass
+        assert segment_files(store) == files_named_by_catalog(store), step
+
+
+def test_the_order_of_writes_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows reach the medium before the name does, and the name before the catalog speaks of it."""
+    from mmsearch.retrieval.store import segments
+    from mmsearch.retrieval.store.catalog import Catalog
+
+    store = prepare(tmp_path / "index")
+    events: list[str] = []
+
+    def spy(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: (events.append(name), real(*args))[1])
+
+    spy(segments, "sync_file")
+    spy(segments, "sync_folder")
+    spy(segments.os, "replace")
+    spy(Catalog, "commit")
+    with store.writer() as writer:
+        change(writer, store.path.parent)
+        connection = writer._catalog._connection
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL: the log is synced at commit
+    assert events == ["sync_file", "replace", "sync_folder"] * 2 + ["commit"]
