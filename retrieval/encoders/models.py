@@ -7,7 +7,6 @@ Importing this module loads no numpy, torch or hub library.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import logging
@@ -15,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mmsearch.retrieval.encoders import cache, hub
+from mmsearch.retrieval.encoders import cache
 from mmsearch.retrieval.encoders.presets import AUTO, AUTO_PRESET, PRESETS, STARTER, Preset
 from mmsearch.retrieval.errors import MMSearchError, ModelUnavailable, UsageError
 
-if TYPE_CHECKING:
-    from mmsearch.retrieval.encoders import Encoder
+if TYPE_CHECKING:  # a query with the bundled model needs nothing of the network
+    from mmsearch.retrieval.encoders import Encoder, hub
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +140,8 @@ def _refusal(name: str, architectures: list[str]) -> str:
     known = {known.lower(): known for known in (AUTO, *PRESETS, *architectures)}
     if arch.lower() in known:
         return f"no model is called `{name}`; write {known[arch.lower()]}{name[len(arch) :]}"
+    import difflib
+
     near = [known[key] for key in difflib.get_close_matches(arch.lower(), known, n=3, cutoff=0.5)]
     said = f"no model is called `{name}`"
     if near:
@@ -178,6 +179,8 @@ def resolve(
         return Choice(STARTER.name, f"using `starter`: `{best.name}` needs open_clip_torch")
     if _cached(best):
         return Choice(best.name)
+    from mmsearch.retrieval.encoders import hub
+
     size = hub.megabytes(best.download_bytes)
     if offline or hub.offline():
         return Choice(STARTER.name, f"using `starter`: `{best.name}` is not here (offline)")
@@ -230,15 +233,21 @@ def load_encoder(
     choice = resolve(name, offline=offline, confirm=confirm, refresh=refresh)
     if choice.notice:
         _log.info("%s", choice.notice)
-    asked = None if choice.confirmed else confirm
-    access = hub.Hub(offline=offline, progress=progress, confirm=asked)
     options = _Options(device, precision, threads, batch_size)
+    model = parse_name(choice.name)
+    local = _load_local(model, options)
+    if local is not None:
+        return local
+    from mmsearch.retrieval.encoders import hub
+
+    asked = None if choice.confirmed else confirm
     try:
-        return _load(parse_name(choice.name), access, options)
+        return _load(model, hub.Hub(offline=offline, progress=progress, confirm=asked), options)
     except ModelUnavailable as error:
-        if name == AUTO and choice.name != STARTER.name:
+        starter = _load_local(parse_name(STARTER.name), options) if name == AUTO else None
+        if starter is not None:
             _log.warning("using `starter`: %s", error)
-            return _load(parse_name(STARTER.name), access, options)
+            return starter
         raise ModelUnavailable(f"{error}. {_at_hand()}") from error
 
 
@@ -250,22 +259,27 @@ class _Options:
     batch_size: int | None
 
 
-def _load(model: ModelName, access: hub.Hub, options: _Options) -> Encoder:
-    preset = PRESETS[model.target] if model.kind == "preset" else None
+def _load_local(model: ModelName, options: _Options) -> Encoder | None:
+    """The encoders that need neither torch nor files from elsewhere; None for all others."""
     encoder: Encoder
     if model.kind == "fake":
         from mmsearch.retrieval.encoders.fake import FakeEncoder
 
         return FakeEncoder(batch_size=options.batch_size or 8)
-    if preset and preset.bundled:
-        from mmsearch.retrieval.encoders.starter import StarterEncoder
+    if model.kind != "preset" or not PRESETS[model.target].bundled:
+        return None
+    from mmsearch.retrieval.encoders.starter import StarterEncoder
 
-        if options.device not in (None, "cpu") or options.precision not in (None, "fp32"):
-            _log.warning("`starter` runs on the processor in fp32; --device and --precision do nothing")
-        encoder = StarterEncoder(threads=options.threads)
-        if options.batch_size:
-            encoder.batch_size = options.batch_size
-        return encoder
+    if options.device not in (None, "cpu") or options.precision not in (None, "fp32"):
+        _log.warning("`starter` runs on the processor in fp32; --device and --precision do nothing")
+    encoder = StarterEncoder(threads=options.threads)
+    if options.batch_size:
+        encoder.batch_size = options.batch_size
+    return encoder
+
+
+def _load(model: ModelName, access: hub.Hub, options: _Options) -> Encoder:
+    preset = PRESETS[model.target] if model.kind == "preset" else None
     from mmsearch.retrieval.encoders import open_clip
 
     if model.kind == "folder":
@@ -295,6 +309,8 @@ def list_models(*, offline: bool = False, refresh: bool = False) -> list[ModelSt
         offline: do not ask.
         refresh: ask a hub that was found unreachable today again.
     """
+    from mmsearch.retrieval.encoders import hub
+
     torch_is_here = _torch_is_here()
     cached = {preset.name for preset in PRESETS.values() if not preset.bundled and _cached(preset)}
     why = ""

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmsearch.retrieval.encoders.machine import usable_cpus
 from mmsearch.retrieval.encoders.starter.tokenizer import UnigramTokenizer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy.typing costs a cold query as much as the search itself
     import onnxruntime
+    from numpy.typing import NDArray
     from PIL import Image
 
 FOLDER = Path(__file__).parent
@@ -152,8 +152,10 @@ class StarterEncoder:
         """Inputs of the text tower: word + position embeddings (n, l, width), and the mask (n, l)."""
         lengths = [len(i) for i in ids]
         longest = max(lengths)
-        pieces, where = np.unique(np.concatenate(ids), return_inverse=True)
-        words = self.weights.unpack(f"{_EMBEDDINGS}.word_embeddings.weight", pieces)[where]
+        pieces = dict.fromkeys(piece for text in ids for piece in text)
+        rows = {piece: row for row, piece in enumerate(pieces)}
+        words = self.weights.unpack(f"{_EMBEDDINGS}.word_embeddings.weight", np.array(list(pieces)))
+        words = words[[rows[piece] for text in ids for piece in text]]
         mask = (np.arange(longest)[None] < np.array(lengths)[:, None]).astype(np.float32)
         states = np.zeros((len(ids), longest, words.shape[1]), np.float32)
         states[mask.astype(bool)] = words
