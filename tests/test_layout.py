@@ -21,7 +21,7 @@ _ARROW = {
 _WALLS = {
     "torch": (
         "mmsearch.retrieval.encoders.open_clip",
-        "mmsearch.retrieval.encoders.starter",
+        "mmsearch.retrieval.encoders.export",
         "mmsearch.indexers.train",
     ),
     "faiss": ("mmsearch.retrieval.store.segments",),
