@@ -35,6 +35,9 @@ _BYTES_AHEAD = 256 * 2**20
 """File bytes that may wait for decoding; one file larger than that is read alone."""
 _ROWS_PER_COMMIT = 8192
 """Commit at the latest here, so that the writer's buffers stay small on fast machines too."""
+_COMMITS_PER_MERGE = 16
+"""A commit makes a segment of each space. A long run merges on its way: readers map all segments at once, and a
+process may hold a few hundred files open."""
 _TEXT_BATCH = 64
 
 Stage = Literal["scan", "load", "index", "merge"]
@@ -164,6 +167,7 @@ class Ingest:
     def _work(self, jobs: deque[Job], pool: ThreadPoolExecutor) -> None:
         """Keeps two batches of pictures decoded or decoding, so that the encoder never waits for a thread."""
         reads: deque[tuple[Job, Future[ReadFile]]] = deque()
+        unmerged = 0  # commits with vectors
         while jobs or reads or self._pictures or self._texts:
             self._interrupt.check()
             while jobs and len(reads) < self._batch + self._threads and self._may_read(jobs[0]):
@@ -177,7 +181,11 @@ class Ingest:
             if len(self._new_chunks) >= _TEXT_BATCH or not (jobs or reads or self._pictures):
                 self._encode_texts()
             if self._rows >= _ROWS_PER_COMMIT or time.monotonic() - self._last_commit > self._commit_seconds:
+                unmerged += self._rows > 0
                 self.commit()
+                if unmerged == _COMMITS_PER_MERGE:
+                    self._writer.merge()
+                    unmerged = 0
             self.tell("index", self._done, self._total)
 
     def _may_read(self, job: Job) -> bool:

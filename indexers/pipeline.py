@@ -2,7 +2,7 @@
 
 In this order: each source is scanned and compared with the catalog; new and changed files are read, looked up,
 decoded, encoded and added (`ingest`); what is gone is removed; small segments are merged. Commits come every few
-seconds, and whatever was committed stays, however the run ends.
+seconds, in long runs with merges between them, and whatever was committed stays, however the run ends.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def _scan(
         missing = set()
     if source.complete and not isinstance(source, AbsentRoot):
         _note_root(source, writer, diff, everything_found=not kept)
+    elif diff.new and not diff.had_items:  # a drive that came or went during its first scan
+        writer.root(source.root)
     ingest.gone.setdefault(str(source.root.path), set()).update(missing)
     return diff, kept
 

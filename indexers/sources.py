@@ -269,6 +269,7 @@ def open_sources(
     *,
     index_path: str | Path | None = None,
     known_roots: Iterable[str | Path] = (),
+    partial_roots: Iterable[str | Path] = (),
 ) -> list[Source]:
     """One source for each folder or glob, and one for the single files of each root.
 
@@ -281,12 +282,14 @@ def open_sources(
         exclude: patterns of files and folders to leave out; not for single files.
         index_path: the index folder, which is not scanned.
         known_roots: absolute paths of the roots that the index has already.
+        partial_roots: the same of roots of which only single files or globs were named. Nothing but those is put
+            under them, until a PATH is that folder or one above it.
 
     Raises:
         PathNotFound: there is no such file or folder.
-        UsageError: the path is neither a file nor a folder.
+        UsageError: the path is empty, or neither a file nor a folder.
     """
-    roots = _Roots(known_roots)
+    roots = _Roots(known_roots, partial_roots)
     folders, files = _sorted_out(paths)
     index = [] if index_path is None else [os.path.abspath(index_path)]
     sources: list[Source] = []
@@ -297,20 +300,20 @@ def open_sources(
             continue
         if not glob:
             whole.append(real)
-        root, start = roots.of(path)
+        root, start = roots.of(path, whole=not glob)
         wanted = Filter.of(include, exclude, glob)
         nested = roots.inside(real, wanted)
         sources.append(FolderSource(_root(root), start, filter=wanted, avoid=[*index, *nested]))
         for inner, within in nested.items():
             deeper = [other for other in nested if other != inner and _inside(other, inner)]
             sources.append(
-                FolderSource(_root(roots.known[inner]), filter=wanted, within=within, avoid=[*index, *deeper])
+                FolderSource(_root(roots.path(inner)), filter=wanted, within=within, avoid=[*index, *deeper])
             )
     named: dict[str, list[str]] = {}
     for path in files:
         folder, name = os.path.split(path)
         if name.startswith(".") or not _is_covered(roots.real(folder), whole):
-            root, start = roots.of(folder)
+            root, start = roots.of(folder, whole=False)
             named.setdefault(root, []).append(f"{start}/{name}" if start else name)
     sources.extend(FileSource(_root(root), inner) for root, inner in named.items())
     for position, source in enumerate(sources):
@@ -321,29 +324,37 @@ def open_sources(
 class _Roots:
     """The roots of an index, those of the current call included, by real path."""
 
-    def __init__(self, known: Iterable[str | Path]) -> None:
+    def __init__(self, known: Iterable[str | Path], partial: Iterable[str | Path]) -> None:
         self._real: dict[str, str] = {}
-        self.known = {self.real(os.fspath(root)): os.fspath(root) for root in known}
+        self._known = {self.real(os.fspath(root)): os.fspath(root) for root in known}
+        self._partial = {self.real(os.fspath(root)): os.fspath(root) for root in partial}
 
     def real(self, folder: str) -> str:
         if folder not in self._real:
             self._real[folder] = os.path.realpath(folder)
         return self._real[folder]
 
-    def of(self, folder: str) -> tuple[str, str]:
-        """The deepest root that holds `folder` (a new one if none does) and the path from there to it."""
+    def of(self, folder: str, *, whole: bool) -> tuple[str, str]:
+        """The deepest root that holds `folder` (a new one if none does) and the path from there to it.
+
+        A folder that is scanned whole does not go under a partial root: later runs look at files there only.
+        """
         real = self.real(folder)
-        above = [root for root in self.known if _inside(real, root)]
+        above = [root for root in (self._known if whole else {**self._partial, **self._known}) if _inside(real, root)]
         if not above:
-            self.known[real] = folder
+            self._known[real] = folder
             return folder, ""
         root = max(above, key=len)
-        return self.known[root], _relative(real, root)
+        return self.path(root), _relative(real, root)
+
+    def path(self, real: str) -> str:
+        """A root as the index knows it, by its real path."""
+        return self._known[real] if real in self._known else self._partial[real]
 
     def inside(self, folder: str, wanted: Filter) -> dict[str, str]:
         """Roots strictly below `folder` that a scan would come by, with their path from it."""
         found: dict[str, str] = {}
-        for root in sorted(self.known):
+        for root in sorted({*self._known, *self._partial}):
             path = _relative(root, folder) if _inside(root, folder) else ""
             parts = path.split("/")
             steps = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
@@ -369,6 +380,8 @@ def _sorted_out(paths: Sequence[str | Path]) -> tuple[list[tuple[str, str]], lis
 
 def _resolved(given: str) -> tuple[str, str]:
     """An absolute existing path, and the glob that is to be matched below it (or an empty one)."""
+    if not given:  # an unset variable must not mean the current folder
+        raise UsageError("a PATH is empty; name a folder, a file or a glob (`.` is the current folder)")
     path = os.path.abspath(os.path.expanduser(given))
     try:
         os.stat(path)

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,12 +161,13 @@ def index(
 
 def _finish(report: Report, opened: Index, *, as_json: bool) -> None:
     from mmsearch import output
+    from mmsearch.index import Index
 
     for line in output.report_lines(report):
         output.say(line)
     if report.added and not report.interrupted and not as_json:
-        where = f" --index {opened.path}" if opened.path != _default_path() else ""
-        output.say(f'now try: mmsearch query "a dog on the beach"{where}')
+        where = f" --index {shlex.quote(str(opened.path))}" if opened.path != Index().path else ""
+        output.say(output.safe(f'now try: mmsearch query "a dog on the beach"{where}'))
     if as_json:
         output.write_json(report)
     if report.interrupted:
@@ -311,12 +313,6 @@ def _confirmation(display: ProgressDisplay | None, *, yes: bool) -> Callable[[st
         return typer.confirm(f"Download {name} ({size / 1e6:,.0f} MB)?", default=True, err=True)
 
     return ask
-
-
-def _default_path() -> Path:
-    from mmsearch.retrieval.store.layout import default_index_path
-
-    return Path(os.environ.get("MMSEARCH_INDEX") or default_index_path())
 
 
 class _Talk(logging.Handler):

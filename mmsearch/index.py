@@ -275,13 +275,15 @@ class Index:
 
         if store is not None and not paths:
             return rescan_sources(store, include=include, exclude=exclude)
+        roots = store.info().roots if store is not None else ()
         return [
             *open_sources(
                 [os.fspath(path) for path in paths],
                 include,
                 exclude,
                 index_path=self.path,
-                known_roots=[root.path for root in store.info().roots if root.whole] if store is not None else (),
+                known_roots=[root.path for root in roots if root.whole],
+                partial_roots=[root.path for root in roots if not root.whole],
             )
         ]
 
@@ -297,9 +299,9 @@ class Index:
         """Raises ModelMismatch if another model was named than the index's."""
         if self._model in ("auto", of_index):
             return
-        from mmsearch.retrieval.encoders.models import parse_name
+        from mmsearch.retrieval.encoders.models import canonical_name
 
-        if parse_name(self._model) != parse_name(of_index):
+        if canonical_name(self._model) != canonical_name(of_index):
             raise ModelMismatch(
                 f"the index at {self.path} was made by the model {of_index}, not {self._model}; "
                 f"use another --index for {self._model}"

@@ -215,12 +215,19 @@ def _try_readers(content: bytes, formats: list[str], reasons: list[str]) -> Imag
         if name in _UNSAFE_FORMATS:
             continue
         factory, accepts = Image.OPEN[name]
-        if accepts is not None and accepts(start) is not True:
+        if accepts is not None and not _accepted(start, accepts):
             continue
         image = _try_reader(content, factory, reasons if accepts is not None else [])
         if image is not None:
             return image
     return None
+
+
+def _accepted(start: bytes, accepts: Callable[[bytes], object]) -> bool:
+    try:
+        return accepts(start) is True  # else False, or why a plugin that would read it is missing
+    except (SyntaxError, IndexError, TypeError, struct.error):  # a file of a few bytes
+        return False
 
 
 def _try_reader(content: bytes, factory: Callable[..., Any], reasons: list[str]) -> ImageFile.ImageFile | None:

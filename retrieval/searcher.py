@@ -140,6 +140,8 @@ class Searcher:
         from mmsearch.retrieval.media import content_hash, load_image, upright
 
         if isinstance(image, str | Path):
+            if not str(image):
+                raise UsageError("the path of the query image is empty")
             content, name = _read(Path(image)), str(image)
         elif isinstance(image, bytes | bytearray | memoryview):
             content, name = bytes(image), "the query image"

@@ -166,6 +166,11 @@ def test_index_json_ends_with_one_report(run: Callable[..., Result], indexed: Pa
     assert report["seconds"] >= 0
 
 
+def test_what_to_type_next_can_be_pasted(run: Callable[..., Result], plain_pictures: Path, tmp_path: Path) -> None:
+    place = tmp_path / "an index"
+    assert f"--index '{place}'\n" in run("index", plain_pictures, "--model", "fake", "--index", place).err
+
+
 def test_info_json(run: Callable[..., Result], indexed: Path) -> None:
     (found,) = run("info", "--json").json
     assert {"items", "images", "texts", "model", "generation", "bytes", "roots", "failed"} <= set(found)
@@ -246,11 +251,13 @@ def test_shell_completion_can_be_shown() -> None:
         (["query"], 2, "say what to look for"),
         (["query", "red", "--image", "x.png"], 2, "say what to look for"),
         (["query", "--image", "no-such.png"], 2, "no-such.png does not exist"),
+        (["query", "--image", ""], 2, "path of the query image is empty"),
         (["query", "\udcff\udcfe"], 2, "not valid UTF-8"),
         (["query", "red", "--index", "no-such-index"], 3, "there is no index at"),
         (["info", "--index", "no-such-index"], 3, "there is no index at"),
         (["index", "--index", "no-such-index"], 3, "there is no index at"),
         (["index", "no-such-folder"], 2, "no such"),
+        (["index", ""], 2, "a PATH is empty"),
         (["index", "/dev/null"], 2, "neither a file nor a folder"),
         (["index", "--batch-size", "0"], 2, "batch_size must be 1"),
         (["index", "--model", "starter"], 1, "made by the model fake, not starter; use another --index"),

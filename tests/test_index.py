@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import mmsearch
+from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import MMSearchError
+from mmsearch.retrieval.store import LocalStore
 
 Draw = Callable[..., Path]
 
@@ -116,6 +118,12 @@ def test_an_index_keeps_its_model(index: mmsearch.Index, pictures: Path) -> None
         for call in (lambda: other.add(pictures), lambda: other.search("red"), lambda: other.estimate(pictures)):
             with pytest.raises(mmsearch.ModelMismatch, match=r"made by the model fake.*--index"):
                 call()
+
+
+def test_a_preset_and_its_tag_are_one_model(tmp_path: Path, encoder: FakeEncoder) -> None:
+    LocalStore.create(tmp_path / "index", model="balanced", identity=encoder.identity, dim=encoder.dim)
+    with mmsearch.open(tmp_path / "index", model="ViT-B-32-SigLIP2-256/webli") as index:
+        assert index.search(vector=[1.0] * encoder.dim) == []
 
 
 def test_a_model_that_changed_under_its_name(

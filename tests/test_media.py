@@ -393,6 +393,7 @@ JPEG = saved(photo(400, 300), "JPEG")
     [
         (b"", "the file is empty"),
         (b"hello, this is no picture at all", "not a picture"),
+        (b"bad", "not a picture"),
         (b"\0" * 4096, "not a picture"),
         (JPEG[:20], "not a picture|truncated"),
         (JPEG[: len(JPEG) // 2], "truncated: the file ends too early"),

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmsearch.index import Index
 from mmsearch.indexers.pipeline import Progress, index_sources
 from mmsearch.indexers.rescan import rescan_sources
 from mmsearch.indexers.sources import open_sources
@@ -20,7 +21,7 @@ from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import IndexLocked, ModelMismatch
 from mmsearch.retrieval.store import LocalStore
-from mmsearch.retrieval.types import Report
+from mmsearch.retrieval.types import Report, Root
 
 Draw = Callable[..., Path]
 
@@ -355,6 +356,51 @@ def test_single_files_do_not_pull_in_their_folder(store: LocalStore, encoder: Fa
     assert counts(run(store, None)) == {"unchanged": 1}
     (pictures / "red-square.png").unlink()
     assert counts(run(store, None)) == {"removed": 1}
+
+
+@pytest.mark.parametrize("glob", ["a.jpg", "*.jpg"])
+def test_a_folder_above_files_that_were_named_finds_them_once(
+    store: LocalStore, encoder: FakeEncoder, tmp_path: Path, draw: Draw, glob: str
+) -> None:
+    draw(tmp_path / "in" / "photos" / "a.jpg", "red")
+    draw(tmp_path / "in" / "photos" / "b.png", "blue")
+    with Index(store.path, model="fake") as index:
+        assert index.add(tmp_path / "in" / "photos" / glob).added == 1
+        report = index.add(tmp_path / "in")
+        assert (report.added, report.copied, report.unchanged, report.items) == (1, 0, 1, 2)
+        assert [root.whole for root in index.info().roots] == [True, True]
+
+
+def test_a_file_that_was_globbed_and_is_named_is_found_once(store: LocalStore, tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "in" / "photos" / "a.jpg", "red")
+    with Index(store.path, model="fake") as index:
+        index.add(tmp_path / "in" / "**" / "*.jpg")
+        assert index.add(tmp_path / "in" / "photos" / "a.jpg").items == 1
+
+
+def test_a_root_that_comes_or_goes_during_its_first_scan(
+    store: LocalStore, encoder: FakeEncoder, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source,) = open_sources([pictures], index_path=store.path)
+    source.root = Root(pictures, device=source.root.device + 1)  # an automounter answers the first listing
+    report = index_sources([source], store, lambda: encoder)
+    assert report.added == 8
+    assert "went away" in report.failed[0].error
+    assert run(store, None, pictures).unchanged == 8
+
+
+def test_a_long_run_merges_on_its_way(store: LocalStore, tmp_path: Path, draw: Draw) -> None:
+    for number in range(60):
+        draw(tmp_path / "in" / f"{number}.png", "red", size=(30 + number, 30))
+    most = 0
+
+    def observe(progress: Progress) -> None:
+        nonlocal most
+        most = max(most, store.info().segments)
+
+    report = run(store, FakeEncoder(batch_size=1), tmp_path / "in", observer=observe, commit_seconds=0.0)
+    assert report.added == 60
+    assert 15 <= most <= 20
 
 
 def test_long_texts_are_chunked(store: LocalStore, encoder: FakeEncoder, tmp_path: Path) -> None:

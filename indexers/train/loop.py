@@ -125,7 +125,7 @@ class Trainer:
         images = student.image_head(torch.from_numpy(features))
         own, pool, places = images[:n], images[: n + len(others)], images[n + len(others) :]
 
-        scale, weights = student.scale(), recipe["loss"]
+        scale, weights = student.scale(), self._loss_weights()
         ids = torch.from_numpy(photos)
         losses = {
             "english": self._contrast(english, own, pool, ids, "english", scale),
@@ -153,6 +153,13 @@ class Trainer:
         self.queues["chinese"].push(chinese, ids)
         self.step_number += 1
         return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _loss_weights(self) -> dict[str, float]:
+        weights = dict(self.recipe["loss"])
+        late = weights.pop("late", None)
+        if late and self.step_number >= late["from_step"]:
+            weights |= late
+        return weights
 
     def _contrast(
         self,
