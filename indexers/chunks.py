@@ -11,6 +11,8 @@ _WIDE = re.compile(
     "[\u1100-\u11ff\u2e80-\u303f\u3040-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 _WIDE_WEIGHT = 10 / 3  # a Chinese character is about one token, four Latin letters are
+_MOST_CHARS = 400
+_CHARS_PER_TOKEN = 3  # four in English, less in other languages
 
 _BREAK = re.compile(
     r"""
@@ -26,7 +28,12 @@ _BREAK = re.compile(
 _SOFT_BREAK = re.compile(r"[,;:)\]}–—]\s+|[，、：）》]\s*|\s+")
 
 
-def chunk_text(text: str, *, max_chars: int = 400) -> list[TextChunk]:
+def chunk_chars(max_tokens: int | None) -> int:
+    """How long chunks are for a model that reads `max_tokens` of a text; None where that is not known."""
+    return _MOST_CHARS if max_tokens is None else min(_MOST_CHARS, _CHARS_PER_TOKEN * max_tokens)
+
+
+def chunk_text(text: str, *, max_chars: int = _MOST_CHARS) -> list[TextChunk]:
     """Cuts `text` into chunks of whole sentences, in order and without overlap.
 
     Each chunk is a slice of the text, `text[start:end] == chunk.text`, without white space around it; together

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmsearch.indexers.interrupt import Interrupt
 from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file
-from mmsearch.retrieval.errors import ModelMismatch
+from mmsearch.retrieval.errors import IndexUnusable, ModelMismatch
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality
 
@@ -58,10 +58,10 @@ Observer = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file to index; `kind` is the report field that it counts for when nothing special happens."""
+    """A file to index; `new` if it may be one that was elsewhere before."""
 
-    kind: Literal["added", "updated"]
     ref: ItemRef
+    new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class _Text:
     job: Job
     file: ReadFile
     keys: tuple[bytes, ...]
-    outcome: str
+    copy: bool
 
 
 class Ingest:
@@ -92,6 +92,7 @@ class Ingest:
         committed: outcomes by report field, of what is committed.
         failures: files that failed in this run, and whatever the caller adds.
         gone: uris by root that a completed scan did not find; a file that turns up elsewhere is taken out.
+        covered: uris by root that are found under another root from now on.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Ingest:
         self.committed: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self.gone: dict[str, set[str]] = {}
+        self.covered: dict[str, set[str]] = {}
         self._store = store
         self._writer = writer
         self._get_encoder = get_encoder
@@ -123,6 +125,7 @@ class Ingest:
         self._total: int | None = None
         self._last_commit = time.monotonic()
         self._rows = 0
+        self._merging = True
         self._bytes_ahead = 0
         self._pictures: deque[_Picture] = deque()
         self._by_hash: dict[bytes, _Picture] = {}
@@ -159,6 +162,16 @@ class Ingest:
         self._rows = 0
         self._last_commit = time.monotonic()
 
+    def merge(self) -> None:
+        """Merges small segments. Where that fails, an old one is damaged or the disk is full: they stay apart."""
+        if not self._merging:
+            return
+        try:
+            self._writer.merge()
+        except IndexUnusable as error:
+            self._merging = False
+            _log.warning("%s. What this run has done is saved; only old segments could not be merged", error)
+
     def tell(self, stage: Stage, done: int, total: int | None) -> None:
         """Tells the observer, if there is one."""
         if self._observer is not None:
@@ -173,7 +186,7 @@ class Ingest:
             while jobs and len(reads) < self._batch + self._threads and self._may_read(jobs[0]):
                 job = jobs.popleft()
                 self._bytes_ahead += job.ref.stamp.size
-                reads.append((job, pool.submit(read_file, job.ref)))
+                reads.append((job, pool.submit(read_file, job.ref, self._store.max_tokens)))
             if reads and len(self._pictures) < 2 * self._batch:
                 self._settle(self._take(reads), pool)
             elif self._pictures:
@@ -184,7 +197,7 @@ class Ingest:
                 unmerged += self._rows > 0
                 self.commit()
                 if unmerged == _COMMITS_PER_MERGE:
-                    self._writer.merge()
+                    self.merge()
                     unmerged = 0
             self.tell("index", self._done, self._total)
 
@@ -226,20 +239,20 @@ class Ingest:
         return [record for record in found if record.status == "ok" and record.modality == modality]
 
     def _is_known(self, job: Job, records: Sequence[AssetRecord]) -> bool:
-        """Whether the content is in the index already under this uri (touched) or one that is gone (moved)."""
+        """Whether the content is in the index already: at this uri (touched), or at one that is no more (moved)."""
         ref = job.ref
         for record in records:
             if (record.root, record.uri) == (ref.root, ref.uri):
                 self._writer.touch(ref)
                 self._finish("unchanged")
                 return True
-        for record in records:
-            gone = self.gone.get(record.root, set())
-            if job.kind == "added" and record.uri in gone:
-                self._writer.move(record.root, record.uri, ref)
-                gone.discard(record.uri)
-                self._finish("moved")
-                return True
+        for record in records if job.new else ():
+            for left in (self.gone.get(record.root, set()), self.covered.get(record.root, set())):
+                if record.uri in left:
+                    self._writer.move(record.root, record.uri, ref)
+                    left.discard(record.uri)
+                    self._finish("moved")
+                    return True
         return False
 
     def _settle_picture(
@@ -289,13 +302,11 @@ class Ingest:
                 self._add_picture(job, picture.content_hash, metadata, copy=True)
 
     def _add_picture(self, job: Job, key: bytes, metadata: AssetMetadata, *, copy: bool) -> None:
-        self._writer.add(job.ref, content_hash=key, metadata=metadata, items=[NewItem("image", key)])
-        self._finish("copied" if copy and job.kind == "added" else job.kind)
+        self._add(job.ref, key, metadata, [NewItem("image", key)], copy=copy)
 
     def _settle_text(self, job: Job, file: ReadFile, records: Sequence[AssetRecord]) -> None:
         keys = tuple(text_key(chunk.text) for chunk in file.chunks)
-        outcome = "copied" if records and job.kind == "added" else job.kind
-        text = _Text(job, file, keys, outcome)
+        text = _Text(job, file, keys, copy=bool(records))
         stored = self._writer.find("text", keys)
         new = {key: chunk.text for key, chunk in zip(keys, file.chunks, strict=True) if key not in stored}
         if new:
@@ -327,8 +338,11 @@ class Ingest:
             NewItem("text", key, fragment=chunk.fragment, text=chunk.text)
             for key, chunk in zip(text.keys, text.file.chunks, strict=True)
         ]
-        self._writer.add(text.job.ref, content_hash=text.file.content_hash, metadata=AssetMetadata(), items=items)
-        self._finish(text.outcome)
+        self._add(text.job.ref, text.file.content_hash, AssetMetadata(), items, copy=text.copy)
+
+    def _add(self, ref: ItemRef, key: bytes, metadata: AssetMetadata, items: Sequence[NewItem], *, copy: bool) -> None:
+        replaced = self._writer.add(ref, content_hash=key, metadata=metadata, items=items)
+        self._finish("updated" if replaced else "copied" if copy else "added")
 
     def _embed(
         self,

@@ -12,13 +12,16 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mmsearch.indexers.ingest import Ingest, Job, Observer, Progress
 from mmsearch.indexers.interrupt import Interrupt, Stopped
+from mmsearch.indexers.patterns import Filter
 from mmsearch.indexers.rescan import AbsentRoot
-from mmsearch.indexers.sources import FileSource, FolderSource, Source
-from mmsearch.retrieval.types import ItemRef, Report
+from mmsearch.indexers.sources import FolderSource, Source
+from mmsearch.retrieval.types import ItemRef, Report, Root
+from mmsearch.retrieval.uris import path_to_uri
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
@@ -33,9 +36,21 @@ _SCAN_TICK = 512
 AnySource = Source | AbsentRoot
 
 
-def index_source(source: AnySource, store: LocalStore, encoder: Callable[[], Encoder], **options: object) -> Report:
+class RunOptions(TypedDict, total=False):
+    """The options of `index_sources`."""
+
+    prune: bool
+    retry: bool
+    threads: int | None
+    commit_seconds: float
+    observer: Observer | None
+
+
+def index_source(
+    source: AnySource, store: LocalStore, encoder: Callable[[], Encoder], **options: Unpack[RunOptions]
+) -> Report:
     """Brings the index up to date with one source; options as `index_sources`."""
-    return index_sources([source], store, encoder, **options)  # type: ignore[arg-type]
+    return index_sources([source], store, encoder, **options)
 
 
 def index_sources(
@@ -87,18 +102,20 @@ def index_sources(
             for source in sources:
                 diff, missing = _scan(source, store, writer, ingest, interrupt, prune=prune)
                 kept += missing
+                if _is_whole(source) and diff.new:
+                    _cover(source, diff.new, store, ingest)
                 ingest.committed["unchanged"] += diff.unchanged
-                jobs.extend(Job("added", ref) for ref in diff.new)
-                jobs.extend(Job("updated", ref) for ref in diff.changed)
+                jobs.extend(Job(ref) for ref in diff.new)
+                jobs.extend(Job(ref, new=False) for ref in diff.changed)
                 if retry:
-                    jobs.extend(Job("added", ref) for ref in diff.failed)
+                    jobs.extend(Job(ref) for ref in diff.failed)
                 else:
                     ingest.failures.extend(diff.known_failures)
             ingest.index(jobs)
             ingest.remove_gone()
             ingest.commit()
             ingest.tell("merge", 0, None)
-            writer.merge()
+            ingest.merge()
         except Stopped:
             interrupted = True
             ingest.commit()
@@ -145,8 +162,23 @@ def _scan(
     return diff, kept
 
 
+def _cover(source: AnySource, found: Sequence[ItemRef], store: LocalStore, ingest: Ingest) -> None:
+    """Notes which files of a new root are in the index already, because they were named under a root above it."""
+    folder = source.root.path.resolve()
+    for root in store.info().roots:
+        path = Path(root.path)
+        if not root.whole and path.resolve() in folder.parents:
+            prefix = path_to_uri(str(folder.relative_to(path.resolve())))
+            named = set(store.diff(Root(path, source.root.device), ()).missing)
+            ingest.covered.setdefault(root.path, set()).update(named & {f"{prefix}/{ref.uri}" for ref in found})
+
+
+def _is_whole(source: AnySource) -> bool:
+    return isinstance(source, FolderSource) and not source.start and source.filter.glob is None
+
+
 def _note_root(source: Source, writer: Writer, diff: Diff, *, everything_found: bool) -> None:
-    whole = isinstance(source, FolderSource) and not source.start and source.filter.glob is None
+    whole = _is_whole(source)
     # The device of a known root is updated only by a whole scan that missed nothing: otherwise the next run would
     # take another drive, mounted there for a while, for the right one.
     if not (diff.had_items and diff.device_changed) or (whole and everything_found):
@@ -190,10 +222,15 @@ def _report(
 
 
 def _is_empty(source: AnySource) -> bool:
-    """Whether a scan that found nothing may mean an unmounted drive: not where only the named files are away."""
-    if not isinstance(source, FileSource):
+    """Whether a scan that found nothing may mean an unmounted drive.
+
+    Not where a part of the root was scanned and the rest of the root is plainly there.
+    """
+    if isinstance(source, AbsentRoot):
+        return True
+    if isinstance(source, FolderSource) and not source.start and source.filter == Filter():
         return True
     try:
-        return not os.listdir(source.root.path)
+        return all(name.startswith(".") for name in os.listdir(source.root.path))
     except OSError:
         return True

@@ -100,7 +100,7 @@ def _seconds(work: Sequence[ItemRef], get_encoder: Callable[[], Encoder | None])
 def _time(sample: Sequence[ItemRef], encoder: Encoder) -> float:
     """Seconds that these files take: decoding spreads over the processors and overlaps with encoding."""
     start = time.perf_counter()
-    files = [file for file in map(read_file, sample) if file.error is None]
+    files = [file for ref in sample if (file := read_file(ref, encoder.max_tokens)).error is None]
     arrays = [
         decoded.array
         for decoded in (decode_image(file, encoder) for file in files if file.ref.modality == "image")

@@ -50,9 +50,14 @@ class DecodedImage:
     error: str | None = None
 
 
-def read_file(ref: ItemRef) -> ReadFile:
-    """Reads and hashes a file; texts are also decoded and chunked (cheap, and it frees their bytes)."""
-    from mmsearch.indexers.chunks import chunk_text
+def read_file(ref: ItemRef, max_tokens: int | None = None) -> ReadFile:
+    """Reads and hashes a file; texts are also decoded and chunked (cheap, and it frees their bytes).
+
+    Args:
+        ref: what a scan found.
+        max_tokens: the longest text that the encoder reads.
+    """
+    from mmsearch.indexers.chunks import chunk_chars, chunk_text
     from mmsearch.retrieval.media import content_hash, decode_text
 
     try:
@@ -64,7 +69,7 @@ def read_file(ref: ItemRef) -> ReadFile:
     if ref.modality == "image":
         return ReadFile(ref, content=content, content_hash=key)
     try:
-        chunks = tuple(chunk_text(decode_text(content)))
+        chunks = tuple(chunk_text(decode_text(content), max_chars=chunk_chars(max_tokens)))
     except Exception as error:
         return ReadFile(ref, error=_reason(error))
     if not chunks:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, UsageError
 
@@ -61,15 +62,40 @@ ModelOption = Annotated[
     str, typer.Option(metavar="NAME", help="Model: a preset of `mmsearch models`, or an open_clip tag.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, cuda or mps; chosen by default.")]
-ThreadsOption = Annotated[int | None, typer.Option(metavar="N", help="Processor threads; chosen by default.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Threads to decode and to compute with; chosen by default.")
+]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Never touch the network.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a large download.")]
 VerboseOption = Annotated[
     bool, typer.Option("-v", "--verbose", help="Say more on stderr.", callback=_be_verbose, is_eager=True)
 ]
 
+
+class _Commands(TyperGroup):
+    """Keeps typer from making a broken pipe exit code 1: `run` knows what to do."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _hushed():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _hushed():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ends quietly when the reader of our output has gone (`mmsearch query ... | head -1`)."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise typer.Exit(_hush()) from None
+
+
 app = typer.Typer(
     name="mmsearch",
+    cls=_Commands,
     help="Find pictures and texts by what they show and mean.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -96,10 +122,12 @@ def index(
     index_path: IndexOption = None,
     model: ModelOption = "auto",
     include: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Only files that match; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Only files that match, in this run; repeatable."),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Leave out what matches; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Leave out what matches, in this run; repeatable."),
     ] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Let missing files go even if their drive looks unmounted.")
@@ -121,7 +149,8 @@ def index(
 ) -> None:
     """Add pictures and texts to the index, and keep it up to date.
 
-    Only new and changed files are read. Ctrl-C keeps what is done; the same command continues.
+    Only new and changed files are read. Ctrl-C keeps what is done; the same command continues. --include and
+    --exclude are not remembered: a later `index` without PATH takes everything in its folders.
     """
     from mmsearch import output
     from mmsearch.index import Index
@@ -269,7 +298,10 @@ def demo(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[FOLDER]", help="Where to put the pictures.", show_default=False)
     ] = None,
-    index_path: IndexOption = None,
+    index_path: Annotated[
+        Path | None,
+        typer.Option("--index", metavar="DIR", help="Index folder; `index` in FOLDER by default, never your own."),
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Make a small folder of pictures, index it and search it. Works offline."""
@@ -310,7 +342,11 @@ def _confirmation(display: ProgressDisplay | None, *, yes: bool) -> Callable[[st
     def ask(name: str, size: int) -> bool:
         if display is not None:
             display.pause()
-        return typer.confirm(f"Download {name} ({size / 1e6:,.0f} MB)?", default=True, err=True)
+        try:
+            return typer.confirm(f"Download {name} ({size / 1e6:,.0f} MB)?", default=True, err=True)
+        except typer.Abort:  # Ctrl-C, which typer would make an error
+            output.say("")
+            raise KeyboardInterrupt from None
 
     return ask
 
@@ -393,7 +429,7 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _hush() -> int:
-    """Ends quietly when the reader of our output has gone (`mmsearch query ... | head -1`)."""
+    """Lets what nobody reads any more go nowhere; returns the exit code."""
     with contextlib.suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())

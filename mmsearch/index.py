@@ -49,7 +49,7 @@ def open(
             is downloaded if it has to be.
         device: `cpu`, `cuda` or `mps`; chosen by default.
         precision: `fp32`, `bf16` or `fp16`; chosen by default.
-        threads: how many threads the encoder computes with; chosen by default.
+        threads: how many threads decode, and how many the encoder computes with; chosen by default.
         batch_size: pictures per encoder call; chosen by default.
         offline: never touch the network.
     """
@@ -145,12 +145,26 @@ class Index:
             encoder = self._encoder(self._model)
             from mmsearch.retrieval.store.local import LocalStore
 
-            store = LocalStore.create(self.path, model=encoder.name, identity=encoder.identity, dim=encoder.dim)
+            store = LocalStore.create(
+                self.path,
+                model=encoder.name,
+                identity=encoder.identity,
+                dim=encoder.dim,
+                max_tokens=encoder.max_tokens,
+            )
             self._encoders[store.model, False] = encoder
         from mmsearch.indexers.pipeline import index_sources
 
         model = store.model
-        return index_sources(sources, store, lambda: self._encoder(model), prune=prune, retry=retry, observer=progress)
+        return index_sources(
+            sources,
+            store,
+            lambda: self._encoder(model),
+            prune=prune,
+            retry=retry,
+            threads=self._threads,
+            observer=progress,
+        )
 
     def estimate(
         self, *paths: str | os.PathLike[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
@@ -251,13 +265,14 @@ class Index:
 
     def _store(self) -> LocalStore | None:
         """The index for writing, or None if there is none yet."""
-        from mmsearch.retrieval.store.layout import is_index, require_room_for_index
+        from mmsearch.retrieval.store.layout import is_index, refuse_network_filesystem, require_room_for_index
         from mmsearch.retrieval.store.local import LocalStore
 
         if self._closed:
             raise UsageError("this index is closed")
         if not is_index(self.path):
             require_room_for_index(self.path)
+            refuse_network_filesystem(self.path)
             return None
         store = LocalStore.open(self.path)
         self._require_model(store.model)

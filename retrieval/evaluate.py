@@ -35,7 +35,7 @@ def first_ranks(
             wanted = np.asarray(answer)
             best = scores[row, wanted].max()
             scores[row, wanted] = -np.inf
-            ranks[start + row] = 1 + np.count_nonzero(scores[row] >= best)
+            ranks[start + row] = 1 + np.count_nonzero(~(scores[row] < best))  # not >=: a NaN never ranks first
     return ranks
 
 

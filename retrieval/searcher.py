@@ -148,7 +148,7 @@ class Searcher:
         else:
             encoder = self._encoder()
             return _first(encoder.encode_images([encoder.preprocess(upright(image))])), ()
-        own = self._snapshot.hashes_of(content_hash(content))
+        own = self._snapshot.items_of_hash(content_hash(content))
         pictures = [record.item_id for record in self._snapshot.items(own).values() if record.modality == "image"]
         if pictures:  # its embedding is in the index: no model needed
             return _first(self._snapshot.vectors("image", pictures[:1])), own

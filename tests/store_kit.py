@@ -21,6 +21,7 @@ from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot, Writer
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Stamp
 
 DIM = 8
+PRECISION = {"precision": "fp32", "device": "cpu", "backend": "fake"}
 
 
 def key(content: str) -> bytes:
@@ -51,7 +52,7 @@ def embed(writer: Writer, space: Modality, contents: Sequence[str]) -> None:
     new = [one for one in dict.fromkeys(map(key, contents)) if one not in known]
     if new:
         rows = np.stack([vector(one) for one in new])
-        writer.embed(space, new, rows, precision="fp32", device="cpu", backend="fake")
+        writer.embed(space, new, rows, **PRECISION)
 
 
 def add(
@@ -103,6 +104,14 @@ def content_of(store: LocalStore) -> dict[str, list[tuple[str | None, str, list[
                 record = records[id_]
                 found.setdefault(record.uri, []).append((record.fragment, record.modality, row.tolist()))
     return found
+
+
+def found(store: LocalStore, content: str, k: int = 10, space: Modality = "image") -> list[tuple[str, float]]:
+    """Uris and scores of a search for that content."""
+    with store.snapshot() as snapshot:
+        candidates = snapshot.search(space, vector(key(content))[None], k)[0]
+        records = snapshot.items([candidate.item_id for candidate in candidates])
+        return [(records[candidate.item_id].uri, candidate.score) for candidate in candidates]
 
 
 def segment_files(store: LocalStore) -> set[str]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch.indexers.chunks import chunk_text
+from mmsearch.indexers.chunks import chunk_chars, chunk_text
 from mmsearch.retrieval.types import TextChunk
 
 PIECES = st.sampled_from(
@@ -91,3 +91,8 @@ def test_a_cut_leaves_letters_with_their_accents() -> None:
 def test_windows_line_ends_keep_their_offsets() -> None:
     text = ("First paragraph. " * 20 + "\r\n\r\n") * 5
     check(text, chunk_text(text))
+
+
+@pytest.mark.parametrize(("max_tokens", "chars"), [(None, 400), (256, 400), (77, 231), (64, 192)])
+def test_chunk_chars(max_tokens: int | None, chars: int) -> None:
+    assert chunk_chars(max_tokens) == chars

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import logging
 import os
@@ -366,17 +367,59 @@ def test_a_keyboard_interrupt_elsewhere_is_130(
     assert run("query", "red").code == 130
 
 
-def test_a_broken_pipe_is_silent(run: Callable[..., Result], indexed: Path) -> None:
-    process = subprocess.Popen(
-        [*MAIN, "query", "red", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["query", "red", "--json"],
+        ["query", "red", "--modality", "text", "-k", "500"],
+        ["info", "--json"],
+        ["models", "--offline"],
+        ["--help"],
+        ["query", "--help"],
+    ],
+)
+def test_a_broken_pipe_is_silent(run: Callable[..., Result], indexed: Path, arguments: list[str]) -> None:
+    words = "".join(f"Sentence number {number} is about a red bird. " for number in range(1000))
+    (indexed / "long.txt").write_text(words, encoding="utf-8")  # more than is buffered
+    run("index")
+    process = subprocess.Popen([*MAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    process.wait()
-    assert err == ""
+    assert (process.wait(), err) == (0, "")
+
+
+def test_ctrl_c_at_the_download_question_is_130(
+    run: Callable[..., Result], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(name: str, *, confirm: Callable[[str, int], bool], **options: object) -> None:
+        confirm("balanced", 1_500_000_000)
+
+    class Pressed(io.StringIO):
+        def readline(self, size: int | None = -1) -> str:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmsearch.retrieval.encoders.models.load_encoder", ask)
+    monkeypatch.setattr("mmsearch.output.is_terminal", lambda stream: True)
+    monkeypatch.setattr("sys.stdin", Pressed())
+    monkeypatch.setenv("TERM", "dumb")
+    result = run("index", pictures)
+    assert (result.code, result.out.strip()) == (130, "")
+    assert "Download balanced (1,500 MB)?" in result.err
+    assert "Aborted" not in result.err
+    assert not (tmp_path / "index").exists()
+
+
+def test_the_demo_never_fills_the_users_own_index(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr("mmsearch.demo.run", lambda folder, *, index_path, echo: given.append(index_path))
+    assert run("demo", tmp_path / "demo").code == 0
+    assert run("demo", tmp_path / "demo", "--index", tmp_path / "there").code == 0
+    assert given == [None, tmp_path / "there"]
 
 
 # Names that harm terminals

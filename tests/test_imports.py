@@ -53,6 +53,7 @@ def test_public_names_are_sorted_and_complete() -> None:
     assert list(mmsearch.__all__) == sorted(mmsearch.__all__)
     for name in mmsearch.__all__:
         assert getattr(mmsearch, name) is not None
+    assert set(mmsearch.__all__) <= set(dir(mmsearch))
     visible = {name for name in vars(mmsearch) if not name.startswith("_")}
     modules = {name for name in visible if getattr(getattr(mmsearch, name), "__name__", "").startswith("mmsearch.")}
     borrowed = {"annotations", "importlib", "TYPE_CHECKING", "Any"}

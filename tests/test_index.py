@@ -15,7 +15,6 @@ import pytest
 
 import mmsearch
 from mmsearch.retrieval.encoders.fake import FakeEncoder
-from mmsearch.retrieval.errors import MMSearchError
 from mmsearch.retrieval.store import LocalStore
 
 Draw = Callable[..., Path]
@@ -26,22 +25,6 @@ def index(tmp_path: Path, pictures: Path) -> mmsearch.Index:
     opened = mmsearch.open(tmp_path / "index", model="fake")
     opened.add(pictures)
     return opened
-
-
-def test_public_names_are_sorted_and_real() -> None:
-    assert list(mmsearch.__all__) == sorted(mmsearch.__all__)
-    for name in mmsearch.__all__:
-        assert getattr(mmsearch, name) is not None
-    assert set(mmsearch.__all__) <= set(dir(mmsearch))
-    with pytest.raises(AttributeError, match="no attribute 'opne'"):
-        mmsearch.opne  # noqa: B018
-
-
-def test_every_error_is_public() -> None:
-    def below(kind: type[MMSearchError]) -> set[str]:
-        return {kind.__name__}.union(*(below(child) for child in kind.__subclasses__()))
-
-    assert below(MMSearchError) <= set(mmsearch.__all__)
 
 
 def test_importing_costs_nothing() -> None:
@@ -109,6 +92,34 @@ def test_include_and_exclude(tmp_path: Path, pictures: Path) -> None:
         assert index.add(pictures, include=["*.png", "*.jpg"], exclude=["more"]).items == 3
         report = index.add(pictures, include=["*.gif"])
         assert (report.added, report.removed, report.items) == (1, 0, 4)
+
+
+def test_a_network_drive_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: object, **options: object) -> None:
+        raise AssertionError("nothing may be downloaded")
+
+    monkeypatch.setattr("mmsearch.retrieval.encoders.models.load_encoder", load)
+    monkeypatch.setattr("mmsearch.retrieval.store.layout.mount_table", lambda *place: [("/", "nfs4")])
+    with mmsearch.open(tmp_path / "index", model="fake") as index:
+        with pytest.raises(mmsearch.UnsafeFilesystem, match="network drive"):
+            index.add(pictures)
+    assert not (tmp_path / "index").exists()
+
+
+def test_threads_decode_too(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, max_workers: int | None = None, **options: str) -> None:
+            asked.append(max_workers)
+            super().__init__(max_workers, **options)
+
+    monkeypatch.setattr("mmsearch.indexers.ingest.ThreadPoolExecutor", Pool)
+    with mmsearch.open(tmp_path / "index", model="fake", threads=1) as index:
+        assert index.add(pictures).added == 8
+    assert asked == [1]
 
 
 def test_an_index_keeps_its_model(index: mmsearch.Index, pictures: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_kept_index_opens(tmp_path: Path, number: int) -> None:
     shutil.copytree(SAMPLES / f"format-{number}", photos / "index")
     store = LocalStore.open(photos / "index")
     assert (store.model, store.identity, store.dim) == ("fake", "fake-1", 8)
+    assert store.max_tokens is None
     assert get_format(store.path) == layout.FORMAT_VERSION
     assert store.verify() == []
     assert content_of(store) == {

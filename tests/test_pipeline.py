@@ -228,6 +228,27 @@ def test_an_emptied_root_keeps_its_items_unless_pruned(
     assert counts(run(store, None, pictures, prune=True)) == {"removed": 8}
 
 
+@pytest.mark.parametrize("what", ["more", "more/*.jpg"])
+def test_an_emptied_part_of_a_root_that_is_there(
+    store: LocalStore, encoder: FakeEncoder, pictures: Path, what: str
+) -> None:
+    run(store, encoder, pictures)
+    for path in (pictures / "more").iterdir():
+        path.unlink()
+    report = run(store, None, pictures / what)
+    assert counts(report) == {"removed": 2 if what == "more" else 1}
+
+
+def test_an_emptied_part_of_an_emptied_root_keeps_its_items(
+    store: LocalStore, encoder: FakeEncoder, pictures: Path, tmp_path: Path
+) -> None:
+    run(store, encoder, pictures)
+    pictures.rename(tmp_path / "elsewhere")
+    (pictures / ".Trash").mkdir(parents=True)
+    assert counts(run(store, None, pictures / "more*")) == {"kept": 2}
+    assert counts(run(store, None, pictures)) == {"kept": 8}
+
+
 def test_an_absent_root_keeps_its_items_unless_pruned(
     store: LocalStore, encoder: FakeEncoder, pictures: Path, tmp_path: Path
 ) -> None:
@@ -290,7 +311,7 @@ def test_a_bad_file_is_listed_and_not_retried(store: LocalStore, encoder: FakeEn
     assert counts(run(store, encoder, pictures, retry=True)) == {"unchanged": 8}
     Image.new("RGB", (8, 8), "red").save(bad)
     report = run(store, encoder, pictures)
-    assert counts(report) == {"updated": 1, "unchanged": 8}
+    assert counts(report) == {"added": 1, "unchanged": 8}
     assert {Path(failure.path).name for failure in report.failed} == {"bytes.txt", "empty.txt"}
 
 
@@ -326,7 +347,24 @@ def test_an_unreadable_file_is_tried_again(
         patch.setattr("mmsearch.indexers.readahead.open", refuse, raising=False)
         report = run(store, encoder, pictures)
     assert [failure.error for failure in report.failed] == ["cannot be read: Permission denied"]
-    assert counts(run(store, encoder, pictures)) == {"updated": 1, "unchanged": 7}
+    assert counts(run(store, encoder, pictures)) == {"added": 1, "unchanged": 7}
+
+
+def test_what_failed_before_is_added_or_updated_by_what_it_had(
+    store: LocalStore, encoder: FakeEncoder, pictures: Path, draw: Draw
+) -> None:
+    run(store, encoder, pictures)
+    rows = np.full((4, encoder.dim), np.nan, np.float32)
+
+    class Broken(FakeEncoder):
+        def encode_images(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+            return rows[: len(arrays)]
+
+    draw(pictures / "red-square.png", "cyan")
+    draw(pictures / "new.png", "pink")
+    report = run(store, Broken(), pictures)
+    assert [Path(failure.path).name for failure in report.failed] == ["new.png", "red-square.png"]
+    assert counts(run(store, encoder, pictures, retry=True)) == {"added": 1, "updated": 1, "unchanged": 7}
 
 
 def test_a_picture_and_a_text_of_one_name(store: LocalStore, encoder: FakeEncoder, tmp_path: Path, draw: Draw) -> None:
@@ -371,6 +409,18 @@ def test_a_folder_above_files_that_were_named_finds_them_once(
         assert [root.whole for root in index.info().roots] == [True, True]
 
 
+def test_a_folder_below_a_glob_takes_its_files_over(store: LocalStore, tmp_path: Path, draw: Draw) -> None:
+    draw(tmp_path / "in" / "a.jpg", "red")
+    draw(tmp_path / "in" / "my photos" / "b.jpg", "blue")
+    draw(tmp_path / "in" / "my photos" / "c.png", "green")
+    with Index(store.path, model="fake") as index:
+        assert index.add(tmp_path / "in" / "**" / "*.jpg").added == 2
+        report = index.add(tmp_path / "in" / "my photos")
+        assert (counts(report), report.items) == ({"added": 1, "moved": 1}, 3)
+        report = index.add()
+        assert (counts(report), report.items) == ({"unchanged": 3}, 3)
+
+
 def test_a_file_that_was_globbed_and_is_named_is_found_once(store: LocalStore, tmp_path: Path, draw: Draw) -> None:
     draw(tmp_path / "in" / "photos" / "a.jpg", "red")
     with Index(store.path, model="fake") as index:
@@ -401,6 +451,39 @@ def test_a_long_run_merges_on_its_way(store: LocalStore, tmp_path: Path, draw: D
     report = run(store, FakeEncoder(batch_size=1), tmp_path / "in", observer=observe, commit_seconds=0.0)
     assert report.added == 60
     assert 15 <= most <= 20
+
+
+def test_a_damaged_old_segment_does_not_end_a_run(
+    store: LocalStore, tmp_path: Path, draw: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw(tmp_path / "in" / "a.png", "red")
+    run(store, FakeEncoder(), tmp_path / "in")
+    (segment,) = (store.path / "segments").iterdir()
+    content = bytearray(segment.read_bytes())
+    content[-1] ^= 1
+    segment.write_bytes(content)
+    for number in range(30):
+        draw(tmp_path / "in" / f"{number}.png", "blue", size=(30 + number, 30))
+    report = run(store, FakeEncoder(batch_size=1), tmp_path / "in", commit_seconds=0.0)
+    assert counts(report) == {"added": 30, "unchanged": 1}
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert segment.name in warning
+    assert "backup" in warning
+    assert "saved" in warning
+
+
+def test_chunks_are_no_longer_than_the_model_reads(tmp_path: Path) -> None:
+    text = "".join(f"Предложение номер {number} рассказывает о красной птице. " for number in range(40))
+    text += "".join(f"第{number}只猫坐在红色的沙发上。" for number in range(40))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "long.txt").write_text(text, encoding="utf-8")
+    with Index(tmp_path / "index", model="fake") as index:
+        index.add(tmp_path / "in")
+        texts = [hit.text or "" for hit in index.search("red", modality="text", k=100)]
+    assert FakeEncoder().max_tokens == 64
+    assert len("".join(texts)) > 0.95 * len(text)
+    assert max(len(text) for text in texts if "П" in text) in range(150, 193)
+    assert max(len(text) for text in texts if "П" not in text) in range(40, 59)
 
 
 def test_long_texts_are_chunked(store: LocalStore, encoder: FakeEncoder, tmp_path: Path) -> None:

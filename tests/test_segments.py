@@ -131,6 +131,8 @@ def test_every_header_field_is_documented(tmp_path: Path, repository: Path) -> N
         (lambda data: data + b"x", IndexCorrupt),
         (lambda data: b"XXXXX" + data[5:], IndexCorrupt),
         (lambda data: data[:5] + b"\xff" + data[6:], IndexCorrupt),
+        (lambda data: data[:5] + b"[]".ljust(4091) + data[4096:], IndexCorrupt),
+        (lambda data: data.replace(b'"dtype": "float32"', b'"dtype": "float99"'), IndexCorrupt),
         (lambda data: data.replace(b'"version": 1', b'"version": 9'), IndexTooNew),
     ],
 )
@@ -140,6 +142,32 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(error, match=re.escape(str(path))):
         Segment(path)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["version", "dtype", "dim", "count", "bytes", "max_norm"]
+    + [f"{section}_offset" for section in ("ids", "keys", "item_ids", "vectors")],
+)
+def test_a_header_without_a_field_is_refused(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "image-000001.seg"
+    write(path, unit(3, 4))
+    data = path.read_bytes()
+    header = json.loads(data[5:4096])
+    del header[field]
+    path.write_bytes(data[:5] + json.dumps(header).encode().ljust(4091) + data[4096:])
+    with pytest.raises(IndexCorrupt, match=rf"{re.escape(str(path))} is not .*; restore the index from a backup"):
+        Segment(path)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="before Python 3.13 a mapped file keeps its descriptor")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors as Linux lists them")
+def test_an_open_segment_takes_no_file_descriptor(tmp_path: Path) -> None:
+    write(tmp_path / "image-000001.seg", unit(3, 4))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened = [Segment(tmp_path / "image-000001.seg") for _ in range(5)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert [segment.count for segment in opened] == [3] * 5
 
 
 def test_a_segment_stays_readable_after_its_file_is_gone(tmp_path: Path) -> None:

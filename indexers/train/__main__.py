@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 from mmsearch.retrieval.encoders.open_clip import import_torchvision
@@ -32,15 +33,22 @@ def main() -> int:
 
     import_torchvision()
     from mmsearch.indexers.train.export import export
-    from mmsearch.indexers.train.loop import Trainer
+    from mmsearch.indexers.train.loop import Trainer, stages
     from mmsearch.indexers.train.measure import Measurement
+    from mmsearch.indexers.train.model import recondition
     from mmsearch.indexers.train.prepare import Preparation, Sources
 
     preparation = Preparation(Sources(arguments.data, arguments.wheels, arguments.work), recipe)
-    student = preparation.student()
-    trainer = Trainer(student, preparation.training_set(), recipe)
+    training_set = preparation.training_set()
     quick = Measurement(preparation, captions=1)
-    trainer.run(arguments.work / "checkpoint.pt", lambda: quick(student))
+    student = preparation.student()
+    for number, stage in enumerate(stages(recipe)):
+        before, student = student, preparation.student(stage)
+        student.load_state_dict(before.state_dict())
+        if "recondition" in stage:
+            recondition(student, training_set.views[0].astype("float32"), training_set.texts, stage["recondition"])
+        measure = partial(quick, student)
+        Trainer(student, training_set, stage).run(arguments.work / f"checkpoint-{number}.pt", measure)
     figures = Measurement(preparation)(student)
     out = arguments.out or arguments.work / "bundle"
     export(preparation, student, out)

@@ -56,6 +56,19 @@ class _Queue:
         self.photos = torch.cat([photos, self.photos])[: self.size]
 
 
+def stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a recipe, each a recipe of its own: the first, then one for each `then` with its changes."""
+    first = {name: value for name, value in recipe.items() if name != "then"}
+    return [first, *(_changed(first, then) for then in recipe.get("then", []))]
+
+
+def _changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    changed = {
+        name: value | changes.get(name, {}) if isinstance(value, dict) else value for name, value in recipe.items()
+    }
+    return changed | {name: value for name, value in changes.items() if name not in recipe}
+
+
 class Trainer:
     """Trains a `Student` by a recipe. `step` makes one update; `run` makes all, with checkpoints."""
 
@@ -195,7 +208,7 @@ class Trainer:
         return np.array(chosen)
 
     def _features(self, photos: NDArray[np.int64]) -> NDArray[np.float32]:
-        views = self.rng.integers(0, len(self.data.views), len(photos))
+        views = self.rng.integers(0, self.recipe["features"]["views"], len(photos))
         return np.stack([self.data.views[v][p] for v, p in zip(views, photos, strict=True)]).astype(np.float32)
 
     def _draw(self, captions: list[NDArray[np.int64]], photos: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -64,6 +64,44 @@ class Student(nn.Module):
         return self.logit_scale.exp().clamp(max=100.0)
 
 
+@torch.no_grad()
+def recondition(student: Student, features: NDArray[np.float32], texts: Cached, power: float) -> None:
+    """Centre both towers and spread their shared space over more directions, before more training.
+
+    Softmax losses do not feel a part that all logits share, so both towers can stay in one narrow cone, with most of
+    their length in a common direction. The mean of the texts goes into the bias of the last norm, that of the
+    pictures out of the head, and one linear map (covariance to the power of -`power`) into both heads.
+
+    Args:
+        student: changed in place.
+        features: (n, d) image features.
+        texts: captions and class names.
+        power: 0 only centres, 0.5 whitens.
+    """
+    student.eval()
+    head = student.image_head
+    hidden = F.gelu(head.fc1((torch.from_numpy(features) - head.mean) / head.std))  # type: ignore[operator]
+    mean = F.normalize(hidden.mean(0), dim=0)
+    head.fc2.weight -= head.fc2.weight @ torch.outer(mean, mean)
+    index = np.arange(0, len(texts.starts) - 1, 20)  # enough for a mean and a covariance
+    pooled = []
+    for start in range(0, len(index), 64):
+        states, mask = texts.padded(index[start : start + 64])
+        pooled.append(pool(student.upper(states, mask), mask))
+    centre = torch.cat(pooled).mean(0)
+    last = student.upper.layers[-1].get_submodule("down_norm")
+    last.get_parameter("bias").sub_(centre)
+    images = hidden @ head.fc2.weight.T
+    rows = (torch.cat(pooled) - centre) @ student.text_head.weight.T
+    both = torch.cat([images, rows]).double()
+    values, vectors = torch.linalg.eigh(both.T @ both / len(both))
+    spread = (vectors * (values + 1e-3 * values.max()).pow(-power)) @ vectors.T
+    head.fc2.weight.copy_(spread.float() @ head.fc2.weight)
+    student.text_head.weight.copy_(spread.float() @ student.text_head.weight)
+    cosines = F.normalize(images @ spread.float(), dim=-1) @ F.normalize(rows @ spread.float(), dim=-1).T
+    student.logit_scale.fill_(math.log(4.0 / float(cosines.std())))
+
+
 class ClassPrototypes:
     """Pseudo features of the backbone's own classes.
 

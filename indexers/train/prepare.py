@@ -80,10 +80,15 @@ class Preparation:
         log.info("%d texts of %s cached", len(texts), name)
         return made
 
-    def student(self) -> Student:
-        """A fresh student on the backbones, heads randomly initialised by the recipe's seed."""
-        torch.manual_seed(self.recipe["seed"])
-        model, settings = self.recipe["model"], self.recipe["optimiser"]
+    def student(self, recipe: dict[str, Any] | None = None) -> Student:
+        """A fresh student on the backbones, heads randomly initialised by the recipe's seed.
+
+        Args:
+            recipe: another than the preparation's, for its dropout rates.
+        """
+        recipe = recipe or self.recipe
+        torch.manual_seed(recipe["seed"])
+        model, settings = recipe["model"], recipe["optimiser"]
         upper = Layers(self.text, model["frozen_layers"], self.text.layers, settings["dropout"])
         train = data.read_captioned(self.sources.data / "flickr8k", "train")
         features = self.features("train", train.paths)

@@ -334,14 +334,15 @@ class Catalog:
         """The columns of an asset that hold what the file says of itself."""
         return {field: getattr(metadata, field) for field in _METADATA_FIELDS}
 
-    def delete_items(self, asset_id: int) -> None:
-        """Deletes the items of an asset."""
+    def delete_items(self, asset_id: int) -> int:
+        """Deletes the items of an asset; returns how many it had."""
         lost = self._connection.execute(_ASSET_ITEMS, {"asset": asset_id}).all()
         for modality, embedding_id in lost:
             self.item_counts[modality] -= 1
             self.touched.add(embedding_id)
         if lost:
             self._connection.execute(_DELETE_ITEMS, {"asset": asset_id})
+        return len(lost)
 
     def delete_asset(self, asset_id: int) -> None:
         """Deletes an asset and its items."""

@@ -10,6 +10,7 @@ Anything else in the folder is left alone. No SQL and no numpy here.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -27,6 +28,9 @@ CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
 LOCK = "lock"
 NEW_CATALOG = "catalog.sqlite.new"
+
+RESTORE = "restore the index from a backup, or make it anew with another --index"
+"""What to do about an index that is damaged; the end of messages."""
 
 _SEGMENT_NAME = re.compile(r"[a-z]+-\d{6,}\.seg(\.tmp)?")
 _NETWORK = re.compile(
@@ -163,7 +167,7 @@ def refuse_network_filesystem(path: Path) -> None:
     """
     real = os.path.realpath(path)
     best, kind = "", ""
-    for mount, type_ in mount_table():
+    for mount, type_ in mount_table(real):
         inside = real == mount or real.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):  # the last mount on a place hides the earlier ones
             best, kind = mount, type_
@@ -174,18 +178,26 @@ def refuse_network_filesystem(path: Path) -> None:
         )
 
 
-def mount_table() -> list[tuple[str, str]]:
-    """(mount point, file system type) of this machine, in mount order; empty where it cannot be known."""
+def mount_table(place: str) -> list[tuple[str, str]]:
+    """(mount point, file system type) around `place`, in mount order; empty where it cannot be known."""
     if sys.platform == "darwin":
-        import subprocess
-
-        listing = subprocess.run(["/sbin/mount"], capture_output=True, text=True, check=False).stdout
-        return re.findall(r"^.* on (.*) \(([^,)]+)", listing, flags=re.MULTILINE)
+        while not os.path.exists(place):
+            place = os.path.dirname(place)
+        return _macos_mounts(os.stat(place).st_dev)
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             return parse_mountinfo(file.read())
     except OSError:
         return []
+
+
+@functools.lru_cache(maxsize=8)
+def _macos_mounts(device: int) -> list[tuple[str, str]]:
+    """Asks a program, so once for each device: what is mounted over a place later has another device number."""
+    import subprocess
+
+    listing = subprocess.run(["/sbin/mount"], capture_output=True, text=True, check=False).stdout
+    return re.findall(r"^.* on (.*) \(([^,)]+)", listing, flags=re.MULTILINE)
 
 
 def parse_mountinfo(text: bytes) -> list[tuple[str, str]]:

@@ -13,14 +13,12 @@ from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew, IndexUnusable, 
 from mmsearch.retrieval.store import layout, reader
 from mmsearch.retrieval.store.diff import diff
 from mmsearch.retrieval.store.lock import Lock
-from mmsearch.retrieval.store.records import AssetRecord as AssetRecord
-from mmsearch.retrieval.store.records import Diff as Diff
-from mmsearch.retrieval.store.records import NewItem as NewItem
+from mmsearch.retrieval.store.records import Diff
 from mmsearch.retrieval.store.segments import DType, Segment
 from mmsearch.retrieval.types import IndexInfo, ItemRef, Root
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.store.writer import Writer as Writer
+    from mmsearch.retrieval.store.writer import Writer
 
 Steps = Callable[[str], None]
 """Told the name of each step of a write just before it happens; tests kill the process there."""
@@ -49,6 +47,7 @@ class LocalStore:
         model: the name that the user gave the encoder.
         identity, dim: of that encoder.
         dtype: of the vectors that will be written.
+        max_tokens: longest text of that encoder; None where the index does not say.
     """
 
     def __init__(self, path: Path, meta: dict[str, str], steps: Steps) -> None:
@@ -58,6 +57,7 @@ class LocalStore:
         self.identity = meta["identity"]
         self.dim = int(meta["dim"])
         self.dtype: DType = "float16" if meta.get("dtype") == "float16" else "float32"
+        self.max_tokens = int(meta["max_tokens"]) if "max_tokens" in meta else None
         self._steps = steps
 
     @classmethod
@@ -81,7 +81,7 @@ class LocalStore:
             meta = dict(connection.execute(reader.SQL["meta"]))
             return cls(path, meta, steps)
         except (sqlite3.Error, KeyError) as error:
-            raise IndexCorrupt(f"the catalog of {path} cannot be read ({error}); restore a backup") from error
+            raise IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}") from error
         finally:
             connection.close()
 
@@ -94,9 +94,10 @@ class LocalStore:
         identity: str,
         dim: int,
         dtype: DType = "float32",
+        max_tokens: int | None = None,
         steps: Steps = _no_steps,
     ) -> LocalStore:
-        """A new index, or the one that is there already if the same encoder made it.
+        """A new index, or the one that is there already, as it is, if the same encoder made it.
 
         A crash on the way leaves a folder that is no index yet and can be made into one later.
 
@@ -109,8 +110,11 @@ class LocalStore:
         layout.refuse_network_filesystem(path)
         if not layout.is_index(path):
             layout.require_room_for_index(path)
+            meta = {"model": model, "identity": identity, "dim": str(dim), "dtype": dtype}
+            if max_tokens is not None:
+                meta["max_tokens"] = str(max_tokens)
             try:
-                cls._make(path, {"model": model, "identity": identity, "dim": str(dim), "dtype": dtype}, steps)
+                cls._make(path, meta, steps)
             except OSError as error:
                 raise IndexUnusable(f"cannot make an index at {path}: {error.strerror or error}") from error
         store = cls.open(path, steps=steps)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
 
-from mmsearch.retrieval.errors import IndexLocked, IndexNotFound
+from mmsearch.retrieval.errors import IndexLocked, IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import layout
+
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # the last is what Windows says
 
 
 class Lock:
@@ -19,22 +22,37 @@ class Lock:
         Raises:
             IndexLocked: another writer has it.
             IndexNotFound: the index folder is gone.
+            IndexUnusable: the file system does not let it be locked or written to.
         """
         path = index / layout.LOCK
+        self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._take(index)
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, b"%d\n" % os.getpid())
         except FileNotFoundError as error:
             raise IndexNotFound(f"there is no index at {index} (any more)") from error
+        except OSError as error:
+            self.release()
+            raise IndexUnusable(
+                f"cannot lock the index at {index}: {error.strerror or error}; "
+                "check that you may write there, or name another with --index"
+            ) from error
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, index: Path) -> None:
         try:
             _lock(self._descriptor)
         except OSError as error:
+            if error.errno not in _HELD:
+                raise
             holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip() if os.name != "nt" else ""
-            os.close(self._descriptor)
             raise IndexLocked(
                 f"another mmsearch (pid {holder or 'unknown'}) is writing to {index}; wait for it or stop it"
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, b"%d\n" % os.getpid())
 
     def release(self) -> None:
         """Lets the next writer in. The file stays: removing it would let two writers lock two files."""

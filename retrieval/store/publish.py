@@ -6,15 +6,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmsearch.retrieval.errors import IndexCorrupt
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.catalog import Catalog
 from mmsearch.retrieval.store.segments import DType, Segment, SegmentRows, live_rows, write_segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
 
@@ -121,16 +123,21 @@ class SegmentStore:
         try:
             segment = Segment(self._path / layout.SEGMENTS / row["filename"])
         except FileNotFoundError as error:
-            raise IndexCorrupt(f"{error.filename} is missing; restore the index from a backup") from error
-        dead = np.array(self._catalog.tombstones(row["segment_id"]), np.int64)
-        return _Part(row, segment, segment.positions(dead))
+            raise IndexCorrupt(f"{error.filename} is missing; {layout.RESTORE}") from error
+        dead = segment.positions(np.array(self._catalog.tombstones(row["segment_id"]), np.int64))
+        if (dead < 0).any():  # as an index, -1 would be the last row
+            raise IndexCorrupt(f"{segment.path} is not the segment that the catalog names; {layout.RESTORE}")
+        return _Part(row, segment, dead)
 
     def _merge_some(self, parts: list[_Part]) -> int:
         if not parts:
             return 0
         for part in parts:  # before a damaged row gets a fresh checksum
             if part.segment.checksum() != part.row["checksum"]:
-                raise IndexCorrupt(f"{part.segment.path} is damaged (checksum); restore the index from a backup")
+                raise IndexCorrupt(
+                    f"{part.segment.path} is damaged (checksum) and was not merged; "
+                    f"everything committed is kept; {layout.RESTORE}"
+                )
         generation = int(self._catalog.meta()["generation"]) + 1
         self._steps("merge:segments")
         if any(part.live for part in parts):

@@ -13,18 +13,20 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew, UsageError
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.records import Candidate as Candidate
+from mmsearch.retrieval.store.records import Candidate
 from mmsearch.retrieval.store.records import ItemRecord as ItemRecord
 from mmsearch.retrieval.store.segments import Segment, search_rows
 from mmsearch.retrieval.types import Failure, IndexInfo, Modality, RootInfo
 from mmsearch.retrieval.uris import absolute_path
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SQL = {
     "meta": "SELECT key, value FROM meta",
@@ -98,7 +100,7 @@ def is_old(connection: sqlite3.Connection) -> bool:
 
 
 def _corrupt(path: Path, error: sqlite3.Error) -> IndexCorrupt:
-    return IndexCorrupt(f"the catalog of {path} cannot be read ({error}); restore the index from a backup")
+    return IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}")
 
 
 class Snapshot:
@@ -139,7 +141,7 @@ class Snapshot:
         for segment_id, space, filename, count, size in self._rows("segments"):
             segment = Segment(path / layout.SEGMENTS / filename)
             if (segment.count, segment.header["bytes"], segment.dim) != (count, size, self.dim):
-                raise IndexCorrupt(f"{segment.path} is not the segment that the catalog names; restore a backup")
+                raise IndexCorrupt(f"{segment.path} is not the segment that the catalog names; {layout.RESTORE}")
             dead = np.array([row[0] for row in self._rows("tombstones", segment_id)], np.int64)
             self._segments.setdefault(space, []).append(segment)
             self._dead.setdefault(space, []).append(segment.positions(dead))
@@ -170,7 +172,7 @@ class Snapshot:
                 connection.close()
                 layout.require_index(path)
                 if attempt == _ATTEMPTS - 1:
-                    raise IndexCorrupt(f"{error.filename} is missing; restore the index from a backup") from error
+                    raise IndexCorrupt(f"{error.filename} is missing; {layout.RESTORE}") from error
             except BaseException:
                 connection.close()
                 raise
@@ -280,7 +282,9 @@ class Snapshot:
             rows[here] = segment.rows[at[here]]
             missing &= ~here
         if missing.any():
-            raise IndexCorrupt(f"{self.path} has no vector for item {wanted[int(np.argmax(missing))]}")
+            raise IndexCorrupt(
+                f"{self.path} has no vector for item {wanted[int(np.argmax(missing))]}; {layout.RESTORE}"
+            )
         return rows
 
     def items(self, item_ids: Sequence[int]) -> dict[int, ItemRecord]:
@@ -293,7 +297,7 @@ class Snapshot:
         root = self._roots[root_id]
         return ItemRecord(item_id, asset_id, root, uri, absolute_path(root, uri), *rest)
 
-    def hashes_of(self, content_hash: bytes) -> list[int]:
+    def items_of_hash(self, content_hash: bytes) -> list[int]:
         """Ids of all items whose file has this content."""
         return [row[0] for row in self._rows("items_of_hash", content_hash)]
 

@@ -16,13 +16,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew
-from mmsearch.retrieval.store.layout import sync_file, sync_folder
+from mmsearch.retrieval.store.layout import RESTORE, sync_file, sync_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 DType = Literal["float32", "float16"]
 
@@ -189,30 +191,32 @@ class Segment:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < HEADER_BYTES:
-                raise IndexCorrupt(f"{path} is cut short ({size} bytes); {_ADVICE}")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        try:
-            if self._map[: len(MAGIC)] != MAGIC:
-                raise ValueError("wrong magic")
-            header = json.loads(self._map[len(MAGIC) : HEADER_BYTES])
-        except ValueError as error:
-            raise IndexCorrupt(f"{path} is not a segment file; {_ADVICE}") from error
-        if header["version"] > SEGMENT_VERSION:
-            raise IndexTooNew(f"{path} was written by a newer mmsearch; upgrade: pip install -U mmsearch")
-        if size != header["bytes"]:
-            raise IndexCorrupt(f"{path} has {size} bytes instead of {header['bytes']}; {_ADVICE}")
+                raise IndexCorrupt(f"{path} is cut short ({size} bytes); {RESTORE}")
+            self._map = _mapped(file.fileno())
         self.path = path
-        self.header: dict[str, Any] = header
-        self.dim: int = header["dim"]
-        self.count: int = header["count"]
-        self.max_norm: float = header["max_norm"]
+        self._faiss: Any = None
+        try:
+            self._read(size)
+        except (KeyError, TypeError, ValueError) as error:
+            raise IndexCorrupt(f"{path} is not a segment file, or its header is damaged; {RESTORE}") from error
+
+    def _read(self, size: int) -> None:
+        if self._map[: len(MAGIC)] != MAGIC:
+            raise ValueError("wrong magic")
+        self.header: dict[str, Any] = json.loads(self._map[len(MAGIC) : HEADER_BYTES])
+        if self.header["version"] > SEGMENT_VERSION:
+            raise IndexTooNew(f"{self.path} was written by a newer mmsearch; upgrade: pip install -U mmsearch")
+        if size != self.header["bytes"]:
+            raise IndexCorrupt(f"{self.path} has {size} bytes instead of {self.header['bytes']}; {RESTORE}")
+        self.dim: int = self.header["dim"]
+        self.count: int = self.header["count"]
+        self.max_norm: float = self.header["max_norm"]
         count = self.count
         self.ids = self._view(np.dtype("<i8"), "ids_offset", count)
         self.keys = self._view(np.dtype("u1"), "keys_offset", count * KEY_BYTES).reshape(count, KEY_BYTES)
         self.item_ids = self._view(np.dtype("<i8"), "item_ids_offset", count)
-        dtype = _DTYPES[header["dtype"]]
+        dtype = _DTYPES[self.header["dtype"]]
         self.rows = self._view(dtype, "vectors_offset", count * self.dim).reshape(count, self.dim)
-        self._faiss: Any = None
 
     def _view(self, dtype: np.dtype[Any], offset: str, count: int) -> NDArray[Any]:
         return np.frombuffer(self._map, dtype, count, self.header[offset])
@@ -251,7 +255,11 @@ class Segment:
         return self._faiss[0]
 
 
-_ADVICE = "restore the index from a backup, or make it anew with another --index"
+def _mapped(descriptor: int) -> mmap.mmap:
+    """The file in memory, holding no descriptor where Python can do that: a snapshot maps every segment."""
+    if sys.version_info >= (3, 13) and sys.platform != "win32":
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ, trackfd=False)
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
 
 def live_rows(

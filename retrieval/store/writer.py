@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmsearch.retrieval.errors import IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import layout
@@ -20,6 +20,9 @@ from mmsearch.retrieval.store.publish import Batch, Kind, SegmentStore
 from mmsearch.retrieval.store.records import AssetRecord, NewItem
 from mmsearch.retrieval.store.segments import KEY_BYTES, DType
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Writer:
@@ -147,8 +150,8 @@ class Writer:
 
     # Changing
 
-    def add(self, ref: ItemRef, *, content_hash: bytes, metadata: AssetMetadata, items: Sequence[NewItem]) -> None:
-        """Sets the asset at `ref.uri` and its items, in place of what was there.
+    def add(self, ref: ItemRef, *, content_hash: bytes, metadata: AssetMetadata, items: Sequence[NewItem]) -> bool:
+        """Sets the asset at `ref.uri` and its items, in place of what was there; returns whether it had items.
 
         The vectors of the items come through `embed`, before or after, in this transaction or an earlier one.
         """
@@ -164,8 +167,7 @@ class Writer:
             }
             root_id = self._root_id(ref.root)
             there = self._catalog.find_asset(root_id, ref.uri)
-            if there is not None:
-                self._catalog.delete_items(there)
+            replaced = there is not None and self._catalog.delete_items(there) > 0
             asset_id = self._catalog.update_asset(there, root_id, ref, values)
             ids: dict[tuple[str, bytes], int] = {}
             for space in sorted({item.modality for item in items}):
@@ -177,6 +179,7 @@ class Writer:
             embeddings = [ids[item.modality, item.content_key] for item in items]
             self._catalog.insert_items(asset_id, items, embeddings)
             self._changed()
+        return replaced
 
     def embed(
         self,
@@ -345,6 +348,10 @@ class Writer:
         Tiers by size: a segment is merged together with everything smaller than it once those add up to its own
         size. So each time a row is copied, the segment that it is in at least doubles: a row is copied O(log n)
         times, and n rows lie in O(log n) segments. Open snapshots keep the segments that they have.
+
+        Raises:
+            IndexCorrupt: a segment is missing or damaged. Nothing is lost by that: every file stays, what was
+                committed is committed, and this writer can go on.
         """
         self.commit()
         try:

@@ -1,0 +1,183 @@
+"""The benchmark scripts run and write what they say; what they measure is not judged here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+def run_script(repository: Path, script: str, *arguments: object) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, str(repository / "benchmarks" / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, "PYTHONPATH": str(repository)}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def load_script(repository: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(repository / "benchmarks"))
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", repository / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def data(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+    """The data sets in small: twelve photos for val, twelve for coco_dev, two classes of three."""
+    folder = tmp_path / "data"
+    colours = ("red", "green", "blue", "yellow", "black", "orange")
+    chinese = ("红色", "绿色", "蓝色", "黄色", "黑色", "橙色")
+    for name in ("flickr8k", "coco_dev"):
+        entries: list[dict[str, Any]] = []
+        for shape in ("square", "circle"):
+            for colour, word in zip(colours, chinese, strict=True):
+                path = draw(folder / name / "images" / f"{colour}-{shape}.jpg", colour, shape)
+                captions = [f"a {colour} {shape}", f"a {shape} on {colour}"]
+                entries.append({"file_name": path.name, "captions": captions})
+                if name == "flickr8k":
+                    entries[-1] |= {"split": "val", "captions_zh": [f"{word}的图片"]}
+        if name == "flickr8k":
+            entries.append({"file_name": "none.jpg", "split": "train", "captions": ["x"], "captions_zh": ["x"]})
+        (folder / name / "captions.json").write_text(json.dumps(entries), "utf-8")
+    for colour in ("red", "blue"):
+        for shape in ("square", "circle", "triangle"):
+            draw(folder / "caltech101_train" / f"{colour}_thing" / f"{shape}.jpg", colour, shape)
+    return folder
+
+
+def test_speed_writes_its_figures(repository: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "speed.json"
+    wanted = ["imports", "rescan"]
+    printed = run_script(
+        repository, "speed.py", "--data", data, "--only", *wanted, "--rounds", 1, "--files", 8, "--out", out
+    )
+    result = json.loads(out.read_text("utf-8"))
+    assert [figure["name"] for figure in result["figures"]] == wanted
+    assert result["photos"] == 12
+    assert {"processor", "processors", "python", "mmsearch", "packages", "date"} <= set(result["machine"])
+    for figure in result["figures"]:
+        assert {"what", "value", "bound", "target", "met", "seconds", "notes"} <= set(figure)
+        assert figure["name"] in printed
+    imports, rescan = result["figures"]
+    assert imports["value"] == 0 and imports["met"]
+    assert set(imports["notes"]["loaded"]) == {"--help", "query --help"}
+    assert "typer" in imports["notes"]["loaded"]["--help"]
+    assert {len(seconds) for seconds in rescan["seconds"].values()} == {1}
+    assert set(rescan["notes"]["us/file"]) == {"add", "command"}
+
+
+def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load_script(repository, "speed", monkeypatch)
+    for name, measurement in speed.MEASUREMENTS.items():
+        assert measurement.__name__ == name.replace("-", "_")
+        assert measurement.__doc__
+
+
+def test_contenders_take_turns(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load_script(repository, "speed", monkeypatch)
+    turns: list[str] = []
+
+    def contender(name: str) -> Callable[[], float]:
+        return lambda: turns.append(name) or float(len(turns))  # type: ignore[func-returns-value]
+
+    figures = speed.alternate(3, {"a": contender("a"), "b": contender("b")})
+    assert "".join(turns) == "abbaab"
+    assert figures == {"a": [1.0, 4.0, 5.0], "b": [2.0, 3.0, 6.0]}
+    assert speed.ratio([2.0, 9.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
+
+
+def test_figures_know_whether_they_are_met(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = load_script(repository, "speed", monkeypatch)
+    assert speed.Figure("x", "", 0.85, ">=", 0.85).met
+    assert not speed.Figure("x", "", 0.84, ">=", 0.85).met
+    assert speed.Figure("x", "", 40.0, "<=", 40.0).met
+    assert not speed.Figure("x", "", 40.1, "<=", 40.0).met
+
+
+def test_photos_come_from_a_folder_too(repository: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import argparse
+
+    speed = load_script(repository, "speed", monkeypatch)
+    found = speed.find_photos(argparse.Namespace(data=None, photos=data / "caltech101_train", limit=4))
+    assert [path.name for path in found] == ["circle.jpg", "square.jpg", "triangle.jpg", "circle.jpg"]
+
+
+def test_copies_differ_in_content_and_not_in_pixels(
+    repository: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    speed = load_script(repository, "speed", monkeypatch)
+    photo = data / "coco_dev" / "images" / "red-circle.jpg"
+    shop = speed.Workshop(tmp_path, [photo], rounds=1, files=4, torch_photos=1)
+    copies = sorted(shop.copies("copies", 3).iterdir())
+    assert len({path.read_bytes() for path in copies}) == 3
+    assert len({Image.open(path).tobytes() for path in copies}) == 1
+
+
+def test_peaks_are_compared_for_four_times_the_files(
+    repository: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = load_script(repository, "speed", monkeypatch)
+    sizes: list[int] = []
+
+    def index_once(folder: Path, index: Path, model: str) -> dict[str, float]:
+        index.mkdir()
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert len({path.read_bytes() for path in files}) == len(files)
+        sizes.append(len(files))
+        return {"peak_bytes": (100 + len(files) / 10) * 2**20}
+
+    monkeypatch.setattr(speed, "index_once", index_once)
+    photos = sorted((data / "coco_dev" / "images").iterdir())[:3]
+    shop = speed.Workshop(tmp_path, photos, rounds=1, files=40, torch_photos=1)
+    tiny, large = speed.memory_files(shop), speed.memory(shop)
+    assert sizes == [10, 40, 102, 408]
+    assert tiny.value == pytest.approx(104 / 101)
+    assert tiny.met and not large.met
+
+
+def test_quality_writes_its_figures(repository: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quality.json"
+    printed = run_script(repository, "quality.py", "--data", data, "--model", "fake", "--against", "fake", "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    held = {name for name, figure in figures.items() if "floor" in figure}
+    assert held == {"en t2i@10", "zh t2i@10", "en i2t@10", "coco t2i@10", "caltech top-1", "top-10 shared"}
+    assert {f"{name} {way}@{k}" for name in ("en", "zh", "coco") for way in ("t2i", "i2t") for k in (1, 5, 10)} <= set(
+        figures
+    )
+    assert {f"top-10 shared {language}" for language in ("de", "fr", "es", "ja")} <= set(figures)
+    assert result["model"]["backend"] == "fake"
+    assert result["photos"] == {"val": 12, "coco": 12, "caltech": 6}
+    assert figures["caltech top-1"]["value"] == 1.0  # the fake knows colours
+    assert figures["caltech top-1"]["met"]
+    for figure in figures.values():
+        low, high = figure.get("interval", (figure["value"], figure["value"]))
+        assert low <= figure["value"] + 1e-9 and figure["value"] <= high + 1e-9
+        assert figure["name"] in printed
+    differences = result["against"]["differences"]
+    assert set(differences) == {name for name in figures if not name.startswith("top-10")}
+    assert all(each == {"delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0} for each in differences.values())
+
+
+def test_a_caption_query_counts_for_its_photo(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    quality = load_script(repository, "quality", monkeypatch)
+    successes = np.array([True, False, True, True, False])
+    assert quality._by_photo(successes, [0, 0, 1, 1, 3]).tolist() == [0.5, 1.0, 0.0]
