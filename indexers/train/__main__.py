@@ -35,20 +35,22 @@ def main() -> int:
     from mmsearch.indexers.train.export import export
     from mmsearch.indexers.train.loop import Trainer, stages
     from mmsearch.indexers.train.measure import Measurement
-    from mmsearch.indexers.train.model import recondition
+    from mmsearch.indexers.train.model import recondition, spread
     from mmsearch.indexers.train.prepare import Preparation, Sources
 
     preparation = Preparation(Sources(arguments.data, arguments.wheels, arguments.work), recipe)
     training_set = preparation.training_set()
     quick = Measurement(preparation, captions=1)
+    plain = training_set.views[0].astype("float32")
     student = preparation.student()
     for number, stage in enumerate(stages(recipe)):
         before, student = student, preparation.student(stage)
         student.load_state_dict(before.state_dict())
         if "recondition" in stage:
-            recondition(student, training_set.views[0].astype("float32"), training_set.texts, stage["recondition"])
+            recondition(student, plain, training_set.texts, stage["recondition"])
         measure = partial(quick, student)
         Trainer(student, training_set, stage).run(arguments.work / f"checkpoint-{number}.pt", measure)
+    spread(student, plain, training_set.texts, recipe["finally"]["spread"])
     figures = Measurement(preparation)(student)
     out = arguments.out or arguments.work / "bundle"
     export(preparation, student, out)

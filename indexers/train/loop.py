@@ -58,7 +58,7 @@ class _Queue:
 
 def stages(recipe: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs of a recipe, each a recipe of its own: the first, then one for each `then` with its changes."""
-    first = {name: value for name, value in recipe.items() if name != "then"}
+    first = {name: value for name, value in recipe.items() if name not in ("then", "finally")}
     return [first, *(_changed(first, then) for then in recipe.get("then", []))]
 
 

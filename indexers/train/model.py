@@ -70,36 +70,54 @@ def recondition(student: Student, features: NDArray[np.float32], texts: Cached, 
 
     Softmax losses do not feel a part that all logits share, so both towers can stay in one narrow cone, with most of
     their length in a common direction. The mean of the texts goes into the bias of the last norm, that of the
-    pictures out of the head, and one linear map (covariance to the power of -`power`) into both heads.
+    pictures out of the head, and then the space is spread. The temperature starts anew.
+    """
+    hidden, pooled = _before_heads(student, features, texts)
+    fc2 = student.image_head.fc2.weight
+    mean = F.normalize(hidden.mean(0), dim=0)
+    fc2 -= fc2 @ torch.outer(mean, mean)
+    centre = pooled.mean(0)
+    student.upper.layers[-1].get_submodule("down_norm").get_parameter("bias").sub_(centre)
+    _spread(student, hidden, pooled - centre, power)
+    rows = F.normalize((pooled - centre) @ student.text_head.weight.T, dim=-1)
+    cosines = F.normalize(hidden @ fc2.T, dim=-1) @ rows.T
+    student.logit_scale.fill_(math.log(4.0 / float(cosines.std())))
+
+
+@torch.no_grad()
+def spread(student: Student, features: NDArray[np.float32], texts: Cached, power: float) -> None:
+    """Give weaker directions of the shared space more weight, after training: one linear map into both heads.
 
     Args:
         student: changed in place.
         features: (n, d) image features.
         texts: captions and class names.
-        power: 0 only centres, 0.5 whitens.
+        power: the map is the covariance of both towers to the power of -`power`; 0 changes nothing, 0.5 whitens.
     """
+    _spread(student, *_before_heads(student, features, texts), power)
+
+
+def _before_heads(student: Student, features: NDArray[np.float32], texts: Cached) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the last linear layers of both towers take: hidden states of pictures, pooled states of texts."""
     student.eval()
     head = student.image_head
     hidden = F.gelu(head.fc1((torch.from_numpy(features) - head.mean) / head.std))  # type: ignore[operator]
-    mean = F.normalize(hidden.mean(0), dim=0)
-    head.fc2.weight -= head.fc2.weight @ torch.outer(mean, mean)
     index = np.arange(0, len(texts.starts) - 1, 20)  # enough for a mean and a covariance
     pooled = []
     for start in range(0, len(index), 64):
         states, mask = texts.padded(index[start : start + 64])
         pooled.append(pool(student.upper(states, mask), mask))
-    centre = torch.cat(pooled).mean(0)
-    last = student.upper.layers[-1].get_submodule("down_norm")
-    last.get_parameter("bias").sub_(centre)
-    images = hidden @ head.fc2.weight.T
-    rows = (torch.cat(pooled) - centre) @ student.text_head.weight.T
-    both = torch.cat([images, rows]).double()
+    return hidden, torch.cat(pooled)
+
+
+def _spread(student: Student, hidden: torch.Tensor, pooled: torch.Tensor, power: float) -> None:
+    heads = (student.image_head.fc2.weight, student.text_head.weight)
+    rows = [inputs @ weight.T for inputs, weight in zip((hidden, pooled), heads, strict=True)]
+    both = torch.cat([part - part.mean(0) for part in rows]).double()
     values, vectors = torch.linalg.eigh(both.T @ both / len(both))
-    spread = (vectors * (values + 1e-3 * values.max()).pow(-power)) @ vectors.T
-    head.fc2.weight.copy_(spread.float() @ head.fc2.weight)
-    student.text_head.weight.copy_(spread.float() @ student.text_head.weight)
-    cosines = F.normalize(images @ spread.float(), dim=-1) @ F.normalize(rows @ spread.float(), dim=-1).T
-    student.logit_scale.fill_(math.log(4.0 / float(cosines.std())))
+    spreading = ((vectors * (values + 1e-3 * values.max()).pow(-power)) @ vectors.T).float()
+    for weight in heads:
+        weight.copy_(spreading @ weight)
 
 
 class ClassPrototypes:
