@@ -86,7 +86,7 @@ class Workshop:
         for number in range(count):
             folder = top / f"{number // 100:04}"
             if number % 100 == 0:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)  # another measurement may have made the same files
             pixel = (number + 1).to_bytes(3, "big")
             (folder / f"{number:06}.ppm").write_bytes(b"P6 1 1 255\n" + pixel)
         return top
@@ -409,6 +409,7 @@ def main(argv: list[str] | None = None) -> None:
             if name in chosen:
                 print(f"{name} ...", file=sys.stderr, flush=True)
                 figures.append(measure(shop))
+                print(f"{name}: {figures[-1].value:.3g}", file=sys.stderr, flush=True)
     write_table(figures)
     if arguments.out:
         result = {
