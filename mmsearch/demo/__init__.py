@@ -55,10 +55,10 @@ _NOTES = {
 
 _QUERIES: tuple[tuple[str, Selection, bool], ...] = (
     ("a cup of coffee", "image", True),
-    ("a red apple", "image", False),
-    ("一只猫", "image", False),
-    ("一艘帆船在海上", "image", False),
-    ("how do I bake a cake with fruit?", "text", False),
+    ("a guitar", "image", False),
+    ("一匹马", "image", True),
+    ("what to take on a hike", "text", False),
+    ("海边的一天", "text", False),
 )
 """What the demo asks: the query, the modality, and whether its answer is among the photographs."""
 
@@ -182,8 +182,8 @@ def _next_steps(folder: Path, index_path: Path) -> list[str]:
     example = shlex.quote(str(folder / "pictures" / "sailing-boat.jpg"))
     return [
         "Ask it something else, in words or by example:",
-        f'  {command} query "a snowy mountain" {here}',
-        f'  {command} query "夜空中的月亮" {here}',
+        f'  {command} query "a man with a camera" {here}',
+        f'  {command} query "绿色的草地" {here}',
         f"  {command} query --image {example} {here}",
         "Then your own pictures and notes:",
         f"  {command} index ~/Pictures",
