@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mmsearch
 from mmsearch import UsageError, demo
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 
@@ -96,11 +97,21 @@ def test_it_indexes_answers_and_says_what_to_type(folder: Path) -> None:
     assert len(hits) >= 4
     for line in hits:
         assert Path(line.split(maxsplit=2)[2]).is_file()
-    assert any("只猫" in line for line in lines)
+    assert any("一匹马" in line for line in lines)
     assert any(f"--index {folder / 'index'}" in line for line in lines)
     again: list[str] = []
     demo.run(folder, echo=again.append)
     assert [line for line in again if line.startswith("  1  ")] == hits
+
+
+def test_the_starter_finds_the_photographs_that_the_demo_asks_for(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="the photographs come with the extra demo")
+    with mmsearch.open(tmp_path / "index", model="starter") as index:
+        index.add(folder / "pictures")
+        for query, name in (("a cup of coffee", "coffee.png"), ("一匹马", "horse.png"), ("a horse", "horse.png")):
+            best = index.search(query, k=1)[0]
+            assert best.path is not None
+            assert best.path.name == name
 
 
 def test_the_default_folder_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
