@@ -209,6 +209,42 @@ def test_the_bundle_of_a_run_computes_what_was_trained(sources: Any, recipe: dic
     assert first != second
 
 
+def test_later_stages_change_only_what_they_name(recipe: dict[str, Any]) -> None:
+    from mmsearch.indexers.train.loop import stages
+
+    first, second, third = stages(recipe)
+    assert "recondition" not in second
+    assert third["recondition"] == 0.35
+    assert second["features"]["views"] == 2
+    assert third["features"] == first["features"]
+    assert second["optimiser"]["weight_decay"] == first["optimiser"]["weight_decay"]
+    assert not {"then", "finally"} & set(first)
+
+
+def test_reconditioning_centres_both_towers_and_spreading_by_nothing_changes_nothing(
+    sources: Any, recipe: dict[str, Any]
+) -> None:
+    import torch
+
+    from mmsearch.indexers.train.model import _before_heads, recondition, spread
+    from mmsearch.indexers.train.prepare import Preparation
+
+    preparation = Preparation(sources, recipe)
+    texts = preparation.training_set().texts
+    features = preparation.training_set().views[0].astype(np.float32)
+    student = preparation.student()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    spread(student, features, texts, 0.0)
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=1e-3, atol=1e-4, msg=name)
+    recondition(student, features, texts, 0.35)
+    with torch.inference_mode():
+        hidden, pooled = _before_heads(student, features, texts)
+        images, rows = hidden @ student.image_head.fc2.weight.T, pooled @ student.text_head.weight.T
+    assert images.mean(0).norm() < 1e-3 * images.norm(dim=1).mean()
+    assert rows.mean(0).norm() < 1e-3 * rows.norm(dim=1).mean()
+
+
 def test_the_vocabulary_keeps_specials_english_and_chinese_first(sources: Any) -> None:
     from mmsearch.indexers.train.backbones import read_text_backbone
     from mmsearch.indexers.train.vocabulary import choose_pieces

@@ -60,7 +60,9 @@ _QUERIES: tuple[tuple[str, Selection, bool], ...] = (
     ("what to take on a hike", "text", False),
     ("海边的一天", "text", False),
 )
-"""What the demo asks: the query, the modality, and whether its answer is among the photographs."""
+"""What the demo asks: the query, the modality, and whether its answer is among the photographs.
+
+Chosen from about thirty as ones that the starter answers; it fails on others ("a cat", "a rocket", "a clock")."""
 
 
 def run(folder: Path | None = None, *, index_path: Path | None = None, echo: Callable[[str], None]) -> None:
