@@ -220,7 +220,7 @@ def _hit(rank: int, score: float, record: ItemRecord) -> Hit:
         rank=rank,
         score=float(score),
         relevance=None,
-        path=Path(record.path),
+        path=None if record.path is None else Path(record.path),
         uri=record.uri,
         fragment=record.fragment,
         modality=record.modality,
@@ -229,4 +229,5 @@ def _hit(rank: int, score: float, record: ItemRecord) -> Hit:
         width=record.width,
         height=record.height,
         taken=record.taken,
+        id=record.id,
     )

@@ -13,6 +13,9 @@ from typing import Literal
 Modality = Literal["image", "text"]
 """An embedding space of the store. Images and texts never share one (the modality gap)."""
 
+RootKind = Literal["folder", "manifest", "rows"]
+"""What uris are relative to: a folder, a manifest (its rows), or nothing on disk (rows that a program gave)."""
+
 Selection = Literal["image", "text", "all"]
 """What a search looks at: one modality, or all of them fused by rank."""
 
@@ -27,20 +30,24 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A folder (or the parent folder of single files) that item uris are relative to.
+    """A folder (or a folder above single files), or a manifest file, that item uris are relative to.
 
     Attributes:
-        path: absolute path.
+        path: absolute path; `rows:` for rows that a program gave.
         device: `st_dev` of `path` at scan time; a changed one means another drive is mounted there.
+        kind: what `path` is.
+        columns: which columns of a manifest were named, as JSON; None for the defaults.
     """
 
     path: Path
     device: int
+    kind: RootKind = "folder"
+    columns: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ItemRef:
-    """A file that a scan has found and not yet opened.
+    """A file that a scan has found and not yet opened, or a row of a manifest.
 
     Attributes:
         root: absolute path of the root that `uri` is relative to.
@@ -48,7 +55,9 @@ class ItemRef:
         path: absolute, openable.
         modality: what its items will be.
         stamp: size and modification time.
-        owner: uri of the picture that a sidecar text belongs to (`x.txt` beside `x.jpg`), else None.
+        owner: uri of the picture that a sidecar text (`x.txt` beside `x.jpg`) or a row belongs to, else None.
+        owner_root: the root that `owner` is relative to; None for `root` itself.
+        listed: a picture that only rows of manifests name; it leaves the index with the last of them.
     """
 
     root: str
@@ -57,6 +66,8 @@ class ItemRef:
     modality: Modality
     stamp: Stamp
     owner: str | None = None
+    owner_root: str | None = None
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +123,14 @@ class Hit:
         rank: 1 for the best.
         score: higher is better; comparable inside one answer only (cosine, or RRF for `all`).
         relevance: calibrated probability of relevance; None until an index is calibrated.
-        path: absolute and openable, None where the item is no file of this machine.
+        path: absolute and openable, None where the item is no file of this machine. For a caption out of a
+            manifest it is the path of its picture.
         uri: relative to its root, percent-encoded.
-        fragment: part of the asset, such as `char=120-480`; None for the whole.
+        fragment: part of the asset, such as `char=120-480` or, of a manifest, `id=17`; None for the whole.
         text: the text of a text item, None for images.
         item_id: never re-used within an index.
         width, height: pixels as shown; taken: ISO 8601 capture time; None where unknown.
+        id: the id that a manifest or a program gave to the item; None for files of folders.
     """
 
     rank: int
@@ -132,6 +145,7 @@ class Hit:
     width: int | None = None
     height: int | None = None
     taken: str | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +182,16 @@ class RootInfo:
     Attributes:
         present: False when the folder cannot be found now.
         whole: False where only single files of it were ever named; a later run looks at those only.
+        kind: what the root is; see `Root`.
+        columns: as `Root.columns`.
     """
 
     path: str
     items: int
     present: bool
     whole: bool = True
+    kind: RootKind = "folder"
+    columns: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

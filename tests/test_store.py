@@ -61,7 +61,7 @@ def test_no_index_yet(tmp_path: Path) -> None:
 
 def test_an_index_keeps_its_model(store: LocalStore) -> None:
     assert make(store.path).identity == "fake-1"
-    with pytest.raises(ModelMismatch, match="made by fake, not by other; use another --index for other"):
+    with pytest.raises(ModelMismatch, match="made by fake, not by other; `mmsearch reindex --model other` changes it"):
         LocalStore.create(store.path, model="other", identity="other-1", dim=DIM)
     with pytest.raises(ModelMismatch):
         LocalStore.create(store.path, model="fake", identity="fake-1", dim=DIM + 1)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote_from_bytes
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.records import AssetRecord, NewItem
-from mmsearch.retrieval.types import AssetMetadata, ItemRef, Stamp
+from mmsearch.retrieval.store.records import AssetRecord, Model, NewItem
+from mmsearch.retrieval.types import AssetMetadata, ItemRef, Root, Stamp
 from mmsearch.retrieval.uris import absolute_path
 
 _T = TypeVar("_T")
@@ -40,14 +41,25 @@ META = sa.Table(
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, nullable=False),
 )
+MODELS = _table(  # `meta.model_id` is the one whose vectors are searched; another is being changed to
+    "models",
+    sa.Column("model_id", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("identity", sa.Text, nullable=False, unique=True),
+    sa.Column("dim", sa.Integer, nullable=False),
+    sa.Column("max_tokens", sa.Integer),
+)
 ROOTS = _table(
     "roots",
     sa.Column("root_id", sa.Integer, primary_key=True),
     sa.Column("path", sa.LargeBinary, nullable=False),  # bytes, as the file system has them
     sa.Column("relative", sa.Boolean, nullable=False),  # to the index folder, which the root contains
+    sa.Column("kind", sa.Text, nullable=False),  # folder | manifest | rows
     sa.Column("device", sa.Integer, nullable=False),
     sa.Column("last_scan_generation", sa.Integer),
     sa.Column("completed_at", sa.Text),
+    sa.Column("columns", sa.Text),  # JSON: which columns of a manifest were named
+    sa.Column("mounts", sa.Text),  # JSON: uris of folders on other drives than the root's, of the last whole scan
     sa.UniqueConstraint("path", "relative"),
 )
 ASSETS = _table(
@@ -61,7 +73,9 @@ ASSETS = _table(
     sa.Column("content_hash", sa.LargeBinary, index=True),  # null: never read successfully
     sa.Column("status", sa.Text, nullable=False),  # ok | failed
     sa.Column("error", sa.Text),
+    sa.Column("owner_root_id", sa.Integer),
     sa.Column("owner_uri", sa.Text),
+    sa.Column("listed", sa.Boolean, nullable=False),  # only rows of manifests name it
     sa.Column("width", sa.Integer),
     sa.Column("height", sa.Integer),
     sa.Column("taken", sa.Text),
@@ -74,9 +88,17 @@ ASSETS = _table(
     sa.Column("indexed_at", sa.Text, nullable=False),
     sa.UniqueConstraint("root_id", "uri"),
 )
+sa.Index("ix_assets_owner", ASSETS.c.owner_root_id, ASSETS.c.owner_uri, sqlite_where=ASSETS.c.owner_uri.is_not(None))
+REMOVED = sa.Table(  # files and folders that the user took out: later scans of their root pass over them
+    "removed",
+    METADATA,
+    sa.Column("root_id", sa.Integer, sa.ForeignKey("roots.root_id"), primary_key=True),
+    sa.Column("uri", sa.Text, primary_key=True),
+)
 SEGMENTS = _table(
     "segments",
     sa.Column("segment_id", sa.Integer, primary_key=True),
+    sa.Column("model_id", sa.Integer, nullable=False),
     sa.Column("space", sa.Text, nullable=False),
     sa.Column("filename", sa.Text, nullable=False, unique=True),
     sa.Column("dtype", sa.Text, nullable=False),
@@ -92,12 +114,13 @@ SEGMENTS = _table(
 EMBEDDINGS = _table(
     "embeddings",
     sa.Column("embedding_id", sa.Integer, primary_key=True),
+    sa.Column("model_id", sa.Integer, nullable=False),
     sa.Column("space", sa.Text, nullable=False),
     sa.Column("content_key", sa.LargeBinary, nullable=False),
     # Null only inside a transaction. No foreign key: without an index here, which every commit and merge would pay
-    # for, the deletion of a segment would have to look at all embeddings. LocalStore.verify checks it instead.
+    # for, the deletion of a segment would have to look at all embeddings. `store.doctor` checks it instead.
     sa.Column("segment_id", sa.Integer),
-    sa.UniqueConstraint("space", "content_key"),
+    sa.UniqueConstraint("model_id", "space", "content_key"),
 )
 ITEMS = _table(
     "items",
@@ -116,14 +139,21 @@ TOMBSTONES = sa.Table(  # embeddings that a segment holds and no item points to
     sa.Column("segment_id", sa.Integer, sa.ForeignKey("segments.segment_id"), nullable=False, index=True),
     sa.Column("generation", sa.Integer, nullable=False),
 )
+SALVAGED = sa.Table(  # embeddings out of a lost catalog, and the item that each had: content found again gets both
+    "salvaged",
+    METADATA,
+    sa.Column("embedding_id", sa.Integer, sa.ForeignKey("embeddings.embedding_id"), primary_key=True),
+    sa.Column("item_id", sa.Integer, nullable=False),
+)
 
 
-def connect(catalog: Path) -> sa.Engine:
+def connect(catalog: Path, *, foreign_keys: bool = True) -> sa.Engine:
     """An engine for one writer: WAL, every commit on the medium before it returns, explicit transactions."""
+    keys = ("foreign_keys=ON",) if foreign_keys else ("foreign_keys=OFF", "legacy_alter_table=ON")
 
     def open_() -> sqlite3.Connection:
         connection = sqlite3.connect(catalog, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in ("foreign_keys=ON", "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
+        for pragma in (*keys, "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -132,7 +162,7 @@ def connect(catalog: Path) -> sa.Engine:
     return engine
 
 
-def create_catalog(path: Path, meta: Mapping[str, str]) -> None:
+def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
     """Writes a whole new catalog of the current format at `path`, in WAL mode, closed and synced."""
     engine = connect(path)
     try:
@@ -143,7 +173,9 @@ def create_catalog(path: Path, meta: Mapping[str, str]) -> None:
             raw.close()
         with engine.begin() as connection:
             METADATA.create_all(connection, checkfirst=False)
-            connection.execute(sa.insert(META), [{"key": key, "value": value} for key, value in meta.items()])
+            values = {**meta, "model_id": str(model.model_id)}
+            connection.execute(sa.insert(META), [{"key": key, "value": value} for key, value in values.items()])
+            connection.execute(sa.insert(MODELS), model._asdict())
             connection.exec_driver_sql(f"PRAGMA application_id={layout.APPLICATION_ID}")
             connection.exec_driver_sql(f"PRAGMA user_version={layout.FORMAT_VERSION}")
     finally:
@@ -177,8 +209,9 @@ class Catalog:
         self._index = index
         self._engine = connect(index / layout.CATALOG)
         self._connection = self._engine.connect()
+        self._begin()
         self.item_counts: dict[str, int] = defaultdict(int)  # changes of this transaction, by modality
-        self._known: dict[str, dict[bytes, int]] = {}  # embeddings that this transaction has met
+        self._known: dict[tuple[int, str], dict[bytes, int]] = {}  # embeddings that this transaction has met
         self.touched: set[int] = set()  # embeddings that won or lost items in this transaction
 
     def close(self) -> None:
@@ -186,15 +219,23 @@ class Catalog:
         self._connection.close()
         self._engine.dispose()
 
+    def _begin(self) -> None:
+        """Reads what holds for a whole transaction of the writer."""
+        self.model_id = int(self.meta()["model_id"])
+        self._salvaging = self._any_salvaged()
+        self._connection.rollback()
+
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
         self._connection.rollback()
         self._forget()
+        self._begin()
 
     def commit(self) -> None:
         """Publishes everything since the last commit at once; on the medium when it returns."""
         self._connection.commit()
         self._forget()
+        self._begin()
 
     def _forget(self) -> None:
         self.item_counts.clear()
@@ -215,42 +256,159 @@ class Catalog:
             statement.on_conflict_do_update(index_elements=["key"], set_={"value": statement.excluded.value}), rows
         )
 
-    def roots(self) -> dict[str, tuple[int, int]]:
-        """Absolute path of every root to its id and device."""
-        rows = self._connection.execute(sa.select(ROOTS.c.root_id, ROOTS.c.path, ROOTS.c.relative, ROOTS.c.device))
-        return {layout.root_path(self._index, row.path, row.relative): (row.root_id, row.device) for row in rows}
+    def root_rows(self) -> list[dict[str, object]]:
+        """Roots as plain JSON: what a lost catalog is rebuilt from."""
+        rows = self._connection.execute(sa.select(ROOTS).order_by(ROOTS.c.root_id))
+        return [
+            {
+                "path": quote_from_bytes(row.path),
+                "relative": bool(row.relative),
+                "kind": row.kind,
+                "columns": row.columns,
+                "whole": row.completed_at is not None,
+            }
+            for row in rows
+        ]
 
-    def add_root(self, path: Path, device: int) -> int:
+    def find_root(self, path: str) -> sa.RowMapping | None:
+        """The row of a root."""
+        for row in self._connection.execute(sa.select(ROOTS)).mappings():
+            root = layout.root_path(self._index, row["path"], row["relative"])
+            if layout.is_root(root, row["relative"], path):
+                return row
+        return None
+
+    def add_root(self, root: Root) -> int:
         """A new root; returns its id."""
-        stored, relative = layout.stored_root(self._index, path)
-        row = {"path": stored, "relative": relative, "device": device}
+        stored, relative = layout.stored_root(self._index, root)
+        row = {
+            "path": stored,
+            "relative": relative,
+            "kind": root.kind,
+            "device": root.device,
+            "columns": root.columns,
+        }
         return self._inserted(self._connection.execute(sa.insert(ROOTS), row))
 
     def update_root(self, root_id: int, **values: object) -> None:
         """Sets columns of a root."""
         self._connection.execute(sa.update(ROOTS).where(ROOTS.c.root_id == root_id), values)
 
+    def delete_root(self, root_id: int) -> None:
+        """Deletes a root that has no assets, with what was removed from it."""
+        self._connection.execute(sa.delete(REMOVED).where(REMOVED.c.root_id == root_id))
+        self._connection.execute(sa.delete(ROOTS).where(ROOTS.c.root_id == root_id))
+
+    def set_removed(self, root_id: int, uri: str, *, removed: bool) -> None:
+        """Notes that later scans pass over a file or folder, or that they no longer do."""
+        if removed:
+            statement = insert(REMOVED).on_conflict_do_nothing()
+            self._connection.execute(statement, {"root_id": root_id, "uri": uri})
+        else:
+            self._connection.execute(sa.delete(REMOVED).where(REMOVED.c.root_id == root_id, REMOVED.c.uri == uri))
+
+    # Models
+
+    def models(self) -> dict[int, Model]:
+        """All models by id."""
+        rows = self._connection.execute(sa.select(MODELS).order_by(MODELS.c.model_id))
+        return {row.model_id: Model(*row) for row in rows}
+
+    def add_model(self, name: str, identity: str, dim: int, max_tokens: int | None) -> int:
+        """A new model; returns its id."""
+        row = {"name": name, "identity": identity, "dim": dim, "max_tokens": max_tokens}
+        return self._inserted(self._connection.execute(sa.insert(MODELS), row))
+
+    def drop_model(self, model_id: int) -> None:
+        """Deletes a model with its segments and embeddings, none of which has an item."""
+        mine = sa.select(EMBEDDINGS.c.embedding_id).where(EMBEDDINGS.c.model_id == model_id)
+        self._connection.execute(sa.delete(SALVAGED).where(SALVAGED.c.embedding_id.in_(mine)))
+        self._connection.execute(sa.delete(TOMBSTONES).where(TOMBSTONES.c.embedding_id.in_(mine)))
+        self._connection.execute(sa.delete(EMBEDDINGS).where(EMBEDDINGS.c.model_id == model_id))
+        self._connection.execute(sa.delete(SEGMENTS).where(SEGMENTS.c.model_id == model_id))
+        self._connection.execute(sa.delete(MODELS).where(MODELS.c.model_id == model_id))
+
+    def replace_texts(self, recut: Callable[[str | None, str], list[NewItem] | None], model_id: int) -> None:
+        """Replaces text items by others whose vectors a model has, where `recut` (fragment, text) gives some."""
+        query = sa.select(ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text, ITEMS.c.embedding_id)
+        for row in self._connection.execute(query.where(ITEMS.c.modality == "text")).all():
+            pieces = recut(row.fragment, row.text) if row.text is not None else None
+            if pieces is None:
+                continue
+            ids = self.embedding_ids("text", [piece.content_key for piece in pieces], model_id)
+            if len(ids) < len({piece.content_key for piece in pieces}):
+                continue  # not embedded: `repoint_items` sees to the whole item
+            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == row.item_id))
+            self.item_counts["text"] -= 1
+            self.insert_items(row.asset_id, pieces, [ids[piece.content_key] for piece in pieces])
+
+    def repoint_items(self, model_id: int) -> int:
+        """Points every item to the vector of its content by another model; returns how many items have none.
+
+        Those are deleted, and their files look changed to the next scan.
+        """
+        old, new = EMBEDDINGS.alias(), EMBEDDINGS.alias()
+        same = sa.and_(new.c.model_id == model_id, new.c.space == old.c.space, new.c.content_key == old.c.content_key)
+        target = (
+            sa.select(new.c.embedding_id)
+            .select_from(old.join(new, same))
+            .where(old.c.embedding_id == ITEMS.c.embedding_id)
+            .scalar_subquery()
+        )
+        elsewhere = sa.select(EMBEDDINGS.c.embedding_id).where(EMBEDDINGS.c.model_id == self.model_id)
+        lost = self._connection.execute(
+            sa.select(ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.modality).where(
+                ITEMS.c.embedding_id.in_(elsewhere), target.is_(None)
+            )
+        ).all()
+        for item_id, asset_id, modality in lost:
+            self.item_counts[modality] -= 1
+            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == item_id))
+            self._connection.execute(
+                sa.update(ASSETS).where(ASSETS.c.asset_id == asset_id), {"size": -1, "content_hash": None}
+            )
+        self._connection.execute(
+            sa.update(ITEMS).where(ITEMS.c.embedding_id.in_(elsewhere)).values(embedding_id=target)
+        )
+        return len(lost)
+
+    def switch_model(self, model_id: int, generation: int) -> None:
+        """Makes another model, which all items point to, the current one, and drops the one before."""
+        self.drop_model(self.model_id)
+        pointed_to = sa.select(ITEMS.c.item_id).where(ITEMS.c.embedding_id == EMBEDDINGS.c.embedding_id)
+        unused = sa.select(EMBEDDINGS.c.embedding_id, EMBEDDINGS.c.segment_id, sa.literal(generation)).where(
+            EMBEDDINGS.c.model_id == model_id, ~sa.exists(pointed_to)
+        )
+        columns = ["embedding_id", "segment_id", "generation"]
+        self._connection.execute(sa.insert(TOMBSTONES).from_select(columns, unused))
+        self.set_meta({"model_id": str(model_id)})
+        self.touched.clear()
+
     # Embeddings
 
-    def embedding_ids(self, space: str, keys: Sequence[bytes]) -> dict[bytes, int]:
-        """Ids of the embeddings of these content keys; absent keys are left out."""
-        known = self._known.setdefault(space, {})
+    def embedding_ids(self, space: str, keys: Sequence[bytes], model_id: int | None = None) -> dict[bytes, int]:
+        """Ids of the embeddings of these content keys, by the current model by default; absent keys are left out."""
+        model_id = model_id or self.model_id
+        known = self._known.setdefault((model_id, space), {})
         found = {key: known[key] for key in keys if key in known}
         for chunk in _chunks(key for key in dict.fromkeys(keys) if key not in found):
             query = sa.select(EMBEDDINGS.c.content_key, EMBEDDINGS.c.embedding_id).where(
-                EMBEDDINGS.c.space == space, EMBEDDINGS.c.content_key.in_(chunk)
+                EMBEDDINGS.c.model_id == model_id,
+                EMBEDDINGS.c.space == space,
+                EMBEDDINGS.c.content_key.in_(chunk),
             )
             found.update((key, id_) for key, id_ in self._connection.execute(query))
         known.update(found)
         return found
 
-    def reserve(self, space: str, keys: Iterable[bytes]) -> dict[bytes, int]:
+    def reserve(self, space: str, keys: Iterable[bytes], model_id: int | None = None) -> dict[bytes, int]:
         """New embedding rows for keys that have none yet; their vectors follow before the commit."""
+        model_id = model_id or self.model_id
         wanted = list(dict.fromkeys(keys))
         if wanted:
-            rows = [{"space": space, "content_key": key} for key in wanted]
+            rows = [{"model_id": model_id, "space": space, "content_key": key} for key in wanted]
             self._connection.execute(sa.insert(EMBEDDINGS), rows)
-        ids = self.embedding_ids(space, wanted)
+        ids = self.embedding_ids(space, wanted, model_id)
         self.touched.update(ids.values())
         return ids
 
@@ -267,12 +425,19 @@ class Catalog:
         return found
 
     def update_tombstones(self, generation: int) -> None:
-        """Makes the tombstones right for every embedding that won or lost items in this transaction."""
+        """Makes the tombstones right for every embedding that won or lost items in this transaction.
+
+        Those of a model that is being changed to, and those that wait for their content to be found again, have no
+        items yet and are not dead.
+        """
         for chunk in _chunks(sorted(self.touched)):
             self._connection.execute(sa.delete(TOMBSTONES).where(TOMBSTONES.c.embedding_id.in_(chunk)))
             pointed_to = sa.select(ITEMS.c.item_id).where(ITEMS.c.embedding_id == EMBEDDINGS.c.embedding_id)
             unused = sa.select(EMBEDDINGS.c.embedding_id, EMBEDDINGS.c.segment_id, sa.literal(generation)).where(
-                EMBEDDINGS.c.embedding_id.in_(chunk), ~sa.exists(pointed_to)
+                EMBEDDINGS.c.embedding_id.in_(chunk),
+                EMBEDDINGS.c.model_id == self.model_id,
+                ~sa.exists(pointed_to),
+                ~sa.exists(sa.select(SALVAGED.c.item_id).where(SALVAGED.c.embedding_id == EMBEDDINGS.c.embedding_id)),
             )
             columns = ["embedding_id", "segment_id", "generation"]
             self._connection.execute(sa.insert(TOMBSTONES).from_select(columns, unused))
@@ -310,22 +475,27 @@ class Catalog:
         id_ = self._connection.execute(_FIND_ASSET, {"root_id": root_id, "uri": uri}).scalar()
         return None if id_ is None else int(id_)
 
-    def update_asset(self, asset_id: int | None, root_id: int, ref: ItemRef, values: Mapping[str, object]) -> int:
+    def update_asset(
+        self, asset_id: int | None, root_id: int, owner_root_id: int | None, ref: ItemRef, values: Mapping[str, object]
+    ) -> int:
         """Writes an asset at `ref.uri`, its stamp from `ref` and other columns from `values`; returns its id.
 
         It is the asset of that id, wherever it was before, or a new one for None.
         """
-        row = {
+        row: dict[str, object] = {
             "root_id": root_id,
             "uri": ref.uri,
             "modality": ref.modality,
             "size": ref.stamp.size,
             "mtime_ns": ref.stamp.mtime_ns,
+            "owner_root_id": owner_root_id,
             "owner_uri": ref.owner,
             **{key: _storable(value) if isinstance(value, str) else value for key, value in values.items()},
         }
         if asset_id is None:
-            return self._inserted(self._connection.execute(_INSERT_ASSET, row))
+            return self._inserted(self._connection.execute(_INSERT_ASSET, {**row, "listed": ref.listed}))
+        if not ref.listed:  # once named by the user, it is more than a line of a manifest
+            row["listed"] = False
         self._connection.execute(sa.update(ASSETS).where(ASSETS.c.asset_id == asset_id), row)
         return asset_id
 
@@ -333,6 +503,45 @@ class Catalog:
     def metadata_columns(metadata: AssetMetadata) -> dict[str, object]:
         """The columns of an asset that hold what the file says of itself."""
         return {field: getattr(metadata, field) for field in _METADATA_FIELDS}
+
+    def assets_below(self, root_id: int, uri: str = "") -> list[tuple[int, str]]:
+        """Ids and uris of the asset at `uri` and of all below it as a folder; of the whole root for an empty one."""
+        query = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(ASSETS.c.root_id == root_id)
+        if uri:
+            # Uris are ASCII and "0" follows "/": a range of the index, in which `%` and `_` mean nothing.
+            below = sa.and_(ASSETS.c.uri >= f"{uri}/", ASSETS.c.uri < f"{uri}0")
+            query = query.where((ASSETS.c.uri == uri) | below)
+        return [(row.asset_id, row.uri) for row in self._connection.execute(query.order_by(ASSETS.c.asset_id))]
+
+    def has_content(self, asset_id: int) -> bool:
+        """Whether an asset was ever read successfully."""
+        query = sa.select(ASSETS.c.content_hash).where(ASSETS.c.asset_id == asset_id)
+        return self._connection.execute(query).scalar() is not None
+
+    def owner_of(self, asset_id: int) -> tuple[int, str] | None:
+        """Root id and uri of the picture that an asset belongs to."""
+        query = sa.select(ASSETS.c.owner_root_id, ASSETS.c.owner_uri).where(ASSETS.c.asset_id == asset_id)
+        row = self._connection.execute(query).one()
+        return None if row.owner_uri is None else (row.owner_root_id, row.owner_uri)
+
+    def follow_picture(self, old: tuple[int, str], new: tuple[int, str]) -> None:
+        """Lets what belongs to a picture belong to it where it is now."""
+        self._connection.execute(
+            sa.update(ASSETS).where(ASSETS.c.owner_root_id == old[0], ASSETS.c.owner_uri == old[1]),
+            {"owner_root_id": new[0], "owner_uri": new[1]},
+        )
+
+    def unlisted(self, pictures: Iterable[tuple[int, str]]) -> list[int]:
+        """Those of some pictures (root id, uri) that only rows named, and that no row names any more."""
+        mine = ASSETS.alias()
+        named = sa.select(mine.c.asset_id).where(
+            mine.c.owner_root_id == ASSETS.c.root_id, mine.c.owner_uri == ASSETS.c.uri
+        )
+        query = sa.select(ASSETS.c.asset_id).where(
+            ASSETS.c.root_id == _PARAM("root"), ASSETS.c.uri == _PARAM("uri"), ASSETS.c.listed, ~sa.exists(named)
+        )
+        found = [self._connection.execute(query, {"root": root, "uri": uri}).scalar() for root, uri in pictures]
+        return [id_ for id_ in found if id_ is not None]
 
     def delete_items(self, asset_id: int) -> int:
         """Deletes the items of an asset; returns how many it had."""
@@ -351,12 +560,14 @@ class Catalog:
 
     def insert_items(self, asset_id: int, items: Sequence[NewItem], embedding_ids: Sequence[int]) -> None:
         """Adds items to an asset, in order."""
-        rows = []
+        rows: list[dict[str, object]] = []
+        salvaged = self._claim_salvaged(embedding_ids)
         for item, embedding_id in zip(items, embedding_ids, strict=True):
             self.item_counts[item.modality] += 1
             self.touched.add(embedding_id)
             rows.append(
                 {
+                    "item_id": salvaged.pop(embedding_id, None),  # None: a new one
                     "asset_id": asset_id,
                     "fragment": item.fragment,
                     "modality": item.modality,
@@ -366,6 +577,30 @@ class Catalog:
             )
         if rows:
             self._connection.execute(sa.insert(ITEMS), rows)
+
+    # What a lost catalog left behind
+
+    def _any_salvaged(self) -> bool:
+        return self._connection.execute(sa.select(SALVAGED.c.embedding_id).limit(1)).first() is not None
+
+    def _claim_salvaged(self, embedding_ids: Sequence[int]) -> dict[int, int]:
+        """Item ids that embeddings had before the catalog was lost; each is given out once."""
+        if not self._salvaging:
+            return {}
+        found: dict[int, int] = {}
+        for chunk in _chunks(dict.fromkeys(embedding_ids)):
+            rows = self._connection.execute(sa.select(SALVAGED).where(SALVAGED.c.embedding_id.in_(chunk)))
+            found.update((row.embedding_id, row.item_id) for row in rows)
+            self._connection.execute(sa.delete(SALVAGED).where(SALVAGED.c.embedding_id.in_(chunk)))
+        return {embedding: item for embedding, item in found.items() if item}
+
+    def forget_salvaged(self) -> int:
+        """Lets go of embeddings whose content was not found again; returns how many."""
+        ids = list(self._connection.execute(sa.select(SALVAGED.c.embedding_id)).scalars())
+        if ids:
+            self._connection.execute(sa.delete(SALVAGED))
+            self.touched.update(ids)
+        return len(ids)
 
     # Segments
 

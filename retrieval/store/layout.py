@@ -16,9 +16,10 @@ import re
 import sys
 from pathlib import Path
 
-from mmsearch.retrieval.errors import IndexNotFound, IndexUnusable, UnsafeFilesystem
+from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexUnusable, UnsafeFilesystem
+from mmsearch.retrieval.types import Root
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Number of the newest index format that this code writes; SQLite's `user_version` of the catalog."""
 
 APPLICATION_ID = 0x6D6D7331
@@ -29,8 +30,11 @@ SEGMENTS = "segments"
 LOCK = "lock"
 NEW_CATALOG = "catalog.sqlite.new"
 
-RESTORE = "restore the index from a backup, or make it anew with another --index"
+RESTORE = "`mmsearch doctor` says what can be saved, `mmsearch doctor --repair` does it"
 """What to do about an index that is damaged; the end of messages."""
+
+ROWS = "rows:"
+"""The root of rows that a program gave: they have ids and no folder."""
 
 _SEGMENT_NAME = re.compile(r"[a-z]+-\d{6,}\.seg(\.tmp)?")
 _NETWORK = re.compile(
@@ -57,9 +61,24 @@ def is_index(path: Path) -> bool:
 
 
 def require_index(path: Path) -> None:
-    """Raises IndexNotFound, with what to do, unless `path` is an index."""
+    """Raises IndexNotFound, with what to do, unless `path` is an index; IndexCorrupt where it was one."""
     if not is_index(path):
+        refuse_ruins(path)
         raise IndexNotFound(f"there is no index at {path}; make one with: mmsearch index FOLDER --index {path}")
+
+
+def refuse_ruins(path: Path) -> None:
+    """Raises IndexCorrupt where `path` has segments but no catalog that could be read.
+
+    A fresh catalog there would call every segment an orphan, and the next writer would remove them all.
+    """
+    try:
+        names = os.listdir(path / SEGMENTS)
+    except OSError:
+        return
+    if any(is_segment_name(name) and name.endswith(".seg") for name in names):
+        state = "is damaged" if (path / CATALOG).exists() else "is missing"
+        raise IndexCorrupt(f"the catalog of the index at {path} {state}, its vectors are there; {RESTORE}")
 
 
 def too_new(index: Path, found: int) -> str:
@@ -126,21 +145,32 @@ def is_segment_name(name: str) -> bool:
     return _SEGMENT_NAME.fullmatch(name) is not None
 
 
-def stored_root(index: Path, root: Path) -> tuple[bytes, bool]:
+def stored_root(index: Path, root: Root) -> tuple[bytes, bool]:
     """A root as the catalog keeps it: bytes of its path, and whether they are relative to the index.
 
-    A root that contains the index folder is kept relative to it, so that both can move together.
+    A root that contains the index folder, and a manifest in such a folder, is kept relative to the index, so that
+    both can move together.
     """
-    real_index, real_root = os.path.realpath(index), os.path.realpath(root)
-    if os.path.commonpath([real_index, real_root]) == real_root:
+    if root.kind == "rows":
+        return os.fsencode(root.path), False
+    real_index, real_root = os.path.realpath(index), os.path.realpath(root.path)
+    folder = os.path.dirname(real_root) if root.kind == "manifest" else real_root
+    if os.path.commonpath([real_index, folder]) == folder:
         return os.fsencode(os.path.relpath(real_root, real_index)), True
-    return os.fsencode(os.path.abspath(root)), False
+    return os.fsencode(os.path.abspath(root.path)), False
 
 
 def root_path(index: Path, stored: bytes, relative: bool) -> str:
     """Absolute path of a root as the catalog keeps it; the inverse of `stored_root`."""
     path = os.fsdecode(stored)
     return os.path.normpath(os.path.join(os.path.realpath(index), path)) if relative else path
+
+
+def is_root(root: str, relative: bool, path: str) -> bool:
+    """Whether `path` names the root of that absolute path, which the catalog keeps relative to the index or not."""
+    if ROWS in (root, path):
+        return root == path
+    return root == (os.path.realpath(path) if relative else os.path.abspath(path))
 
 
 def index_bytes(path: Path) -> int:

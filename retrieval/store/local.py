@@ -13,7 +13,7 @@ from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew, IndexUnusable, 
 from mmsearch.retrieval.store import layout, reader
 from mmsearch.retrieval.store.diff import diff
 from mmsearch.retrieval.store.lock import Lock
-from mmsearch.retrieval.store.records import Diff
+from mmsearch.retrieval.store.records import Diff, Model
 from mmsearch.retrieval.store.segments import DType, Segment
 from mmsearch.retrieval.types import IndexInfo, ItemRef, Root
 
@@ -50,14 +50,11 @@ class LocalStore:
         max_tokens: longest text of that encoder; None where the index does not say.
     """
 
-    def __init__(self, path: Path, meta: dict[str, str], steps: Steps) -> None:
+    def __init__(self, path: Path, model: Model, meta: dict[str, str], steps: Steps) -> None:
         """Use `open` or `create`."""
         self.path = path
-        self.model = meta["model"]
-        self.identity = meta["identity"]
-        self.dim = int(meta["dim"])
+        self.model, self.identity, self.dim, self.max_tokens = model.name, model.identity, model.dim, model.max_tokens
         self.dtype: DType = "float16" if meta.get("dtype") == "float16" else "float32"
-        self.max_tokens = int(meta["max_tokens"]) if "max_tokens" in meta else None
         self._steps = steps
 
     @classmethod
@@ -78,9 +75,9 @@ class LocalStore:
                 connection.close()
                 upgrade(path, steps)
                 connection = reader.connect(path)
-            meta = dict(connection.execute(reader.SQL["meta"]))
-            return cls(path, meta, steps)
-        except (sqlite3.Error, KeyError) as error:
+            model = Model(*connection.execute(reader.SQL["model"]).fetchone())
+            return cls(path, model, dict(connection.execute(reader.SQL["meta"])), steps)
+        except (sqlite3.Error, TypeError) as error:
             raise IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}") from error
         finally:
             connection.close()
@@ -109,24 +106,22 @@ class LocalStore:
         path = Path(path).absolute()
         layout.refuse_network_filesystem(path)
         if not layout.is_index(path):
+            layout.refuse_ruins(path)
             layout.require_room_for_index(path)
-            meta = {"model": model, "identity": identity, "dim": str(dim), "dtype": dtype}
-            if max_tokens is not None:
-                meta["max_tokens"] = str(max_tokens)
             try:
-                cls._make(path, meta, steps)
+                cls._make(path, Model(1, model, identity, dim, max_tokens), {"dtype": dtype}, steps)
             except OSError as error:
                 raise IndexUnusable(f"cannot make an index at {path}: {error.strerror or error}") from error
         store = cls.open(path, steps=steps)
         if (store.identity, store.dim) != (identity, dim):
             raise ModelMismatch(
                 f"the index at {path} was made by {store.model}, not by {model}; "
-                f"use another --index for {model}, or --model {store.model} for this one"
+                f"`mmsearch reindex --model {model}` changes it; or use another --index for {model}"
             )
         return store
 
     @staticmethod
-    def _make(path: Path, meta: dict[str, str], steps: Steps) -> None:
+    def _make(path: Path, model: Model, meta: dict[str, str], steps: Steps) -> None:
         from mmsearch.retrieval.store.catalog import create_catalog
 
         steps("create:folder")
@@ -141,7 +136,7 @@ class LocalStore:
             steps("create:catalog")
             layout.create_file(new)
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            create_catalog(new, {**meta, "generation": "0", "created_at": now, "created_by": _version()})
+            create_catalog(new, model, {**meta, "generation": "0", "created_at": now, "created_by": _version()})
             steps("create:rename")
             os.replace(new, path / layout.CATALOG)
             steps("create:folder-fsync")
@@ -150,15 +145,16 @@ class LocalStore:
         finally:
             lock.release()
 
-    def diff(self, root: Root, refs: Iterable[ItemRef], *, scope: Callable[[str], bool] | None = None) -> Diff:
-        """Compares what a scan of `root` found with the newest generation. Takes no lock; see `diff.Diff`.
-
-        Args:
-            root: what was scanned.
-            refs: what the scan found.
-            scope: says of a known uri whether this scan would have found it; None: all of the root was scanned.
-        """
-        return diff(self.path, root, refs, scope)
+    def diff(
+        self,
+        root: Root,
+        refs: Iterable[ItemRef],
+        *,
+        scope: Callable[[str], bool] | None = None,
+        partial: bool = False,
+    ) -> Diff:
+        """Compares what a scan of `root` found with the newest generation. Takes no lock; see `diff.diff`."""
+        return diff(self.path, root, refs, scope, partial=partial)
 
     def snapshot(self) -> reader.Snapshot:
         """The newest generation, for reading."""
@@ -175,7 +171,7 @@ class LocalStore:
 
         layout.require_index(self.path)
         layout.refuse_network_filesystem(self.path)
-        return Writer(self.path, identity=self.identity, dim=self.dim, dtype=self.dtype, steps=self._steps)
+        return Writer(self.path, dtype=self.dtype, steps=self._steps)
 
     def info(self) -> IndexInfo:
         """What the index holds."""

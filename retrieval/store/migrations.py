@@ -3,6 +3,8 @@
 Step n leads from format n-1 to n. Each runs in one transaction with the record that it has run (SQLite's
 `user_version`), so a crash leaves the index before a step or after it, never inside.
 
+A step is frozen: it spells out the schema of its own time, whatever `store.catalog` says later.
+
 To change the format: change the schema in `store.catalog`, raise `layout.FORMAT_VERSION`, add the step here, and
 keep an index of the old format in tests/samples.
 """
@@ -20,7 +22,86 @@ from mmsearch.retrieval.store.catalog import connect
 
 Step = Callable[[sa.Connection], None]
 
-MIGRATIONS: Mapping[int, Step] = {}
+
+def _rebuild(connection: sa.Connection, table: str, ddl: str, source: str) -> None:
+    """Makes a table anew from a select over the old one, which is called `old` meanwhile; ids stay used up."""
+    run = connection.exec_driver_sql
+    used = run("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).scalar() or 0
+    run(f"ALTER TABLE {table} RENAME TO old")
+    run(ddl)
+    run(f"INSERT INTO {table} {source}")
+    run("DROP TABLE old")
+    run("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+    run("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, used))
+
+
+def _to_2(connection: sa.Connection) -> None:
+    """Vectors of several models; roots that are manifests; rows that belong to a picture; what was removed."""
+    run = connection.exec_driver_sql
+    run(
+        "CREATE TABLE models (model_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL,"
+        " identity TEXT NOT NULL, dim INTEGER NOT NULL, max_tokens INTEGER, UNIQUE (identity))"
+    )
+    run(
+        "INSERT INTO models (model_id, name, identity, dim, max_tokens) SELECT 1,"
+        " (SELECT value FROM meta WHERE key = 'model'), (SELECT value FROM meta WHERE key = 'identity'),"
+        " CAST((SELECT value FROM meta WHERE key = 'dim') AS INTEGER),"
+        " CAST((SELECT value FROM meta WHERE key = 'max_tokens') AS INTEGER)"
+    )
+    run("DELETE FROM meta WHERE key IN ('model', 'identity', 'dim', 'max_tokens')")
+    run("INSERT INTO meta (key, value) VALUES ('model_id', '1')")
+    _rebuild(
+        connection,
+        "roots",
+        "CREATE TABLE roots (root_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL,"
+        " relative BOOLEAN NOT NULL, kind TEXT NOT NULL, device INTEGER NOT NULL, last_scan_generation INTEGER,"
+        " completed_at TEXT, columns TEXT, mounts TEXT, UNIQUE (path, relative))",
+        "SELECT root_id, path, relative, 'folder', device, last_scan_generation, completed_at, NULL, NULL FROM old",
+    )
+    _rebuild(
+        connection,
+        "assets",
+        "CREATE TABLE assets (asset_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, root_id INTEGER NOT NULL,"
+        " uri TEXT NOT NULL, modality TEXT NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,"
+        " content_hash BLOB, status TEXT NOT NULL, error TEXT, owner_root_id INTEGER, owner_uri TEXT,"
+        " listed BOOLEAN NOT NULL, width INTEGER, height INTEGER, taken TEXT, camera TEXT, orientation INTEGER,"
+        " latitude FLOAT, longitude FLOAT, phash INTEGER, meta TEXT, indexed_at TEXT NOT NULL,"
+        " UNIQUE (root_id, uri), FOREIGN KEY(root_id) REFERENCES roots (root_id))",
+        "SELECT asset_id, root_id, uri, modality, size, mtime_ns, content_hash, status, error,"
+        " CASE WHEN owner_uri IS NOT NULL THEN root_id END, owner_uri, 0, width, height, taken, camera, orientation,"
+        " latitude, longitude, phash, meta, indexed_at FROM old",
+    )
+    run("CREATE INDEX ix_assets_content_hash ON assets (content_hash)")
+    run("CREATE INDEX ix_assets_owner ON assets (owner_root_id, owner_uri) WHERE owner_uri IS NOT NULL")
+    run(
+        "CREATE TABLE removed (root_id INTEGER NOT NULL, uri TEXT NOT NULL, PRIMARY KEY (root_id, uri),"
+        " FOREIGN KEY(root_id) REFERENCES roots (root_id))"
+    )
+    _rebuild(
+        connection,
+        "segments",
+        "CREATE TABLE segments (segment_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, model_id INTEGER NOT NULL,"
+        " space TEXT NOT NULL, filename TEXT NOT NULL, dtype TEXT NOT NULL, dim INTEGER NOT NULL,"
+        " count INTEGER NOT NULL, bytes INTEGER NOT NULL, checksum BLOB NOT NULL, precision TEXT NOT NULL,"
+        " device TEXT NOT NULL, backend TEXT NOT NULL, generation INTEGER NOT NULL, UNIQUE (filename))",
+        "SELECT segment_id, 1, space, filename, dtype, dim, count, bytes, checksum, precision, device, backend,"
+        " generation FROM old",
+    )
+    _rebuild(
+        connection,
+        "embeddings",
+        "CREATE TABLE embeddings (embedding_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,"
+        " model_id INTEGER NOT NULL, space TEXT NOT NULL, content_key BLOB NOT NULL, segment_id INTEGER,"
+        " UNIQUE (model_id, space, content_key))",
+        "SELECT embedding_id, 1, space, content_key, segment_id FROM old",
+    )
+    run(
+        "CREATE TABLE salvaged (embedding_id INTEGER NOT NULL, item_id INTEGER NOT NULL, PRIMARY KEY (embedding_id),"
+        " FOREIGN KEY(embedding_id) REFERENCES embeddings (embedding_id))"
+    )
+
+
+MIGRATIONS: Mapping[int, Step] = {2: _to_2}
 """Format number to the step that leads to it. Format 1 is the first; nothing leads there."""
 
 
@@ -33,7 +114,7 @@ def migrate(index: Path, steps: Callable[[str], None] = lambda name: None) -> in
         IndexTooNew: the format is newer than this code.
         IndexCorrupt: no step leads on from the format.
     """
-    engine = connect(index / layout.CATALOG)
+    engine = connect(index / layout.CATALOG, foreign_keys=False)  # or a table could not be made anew
     try:
         with engine.connect() as connection:
             found = read_format(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,15 @@ import numpy as np
 from mmsearch.retrieval.errors import IndexCorrupt
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.catalog import Catalog
-from mmsearch.retrieval.store.segments import DType, Segment, SegmentRows, live_rows, write_segment
+from mmsearch.retrieval.store.records import Model
+from mmsearch.retrieval.store.segments import (
+    ABOUT_BYTES,
+    DType,
+    Segment,
+    SegmentRows,
+    live_rows,
+    write_segment,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +43,7 @@ class Batch(NamedTuple):
 class Kind(NamedTuple):
     """What the rows of one new segment have in common; the last three as the encoder says."""
 
+    model_id: int
     space: str
     precision: str
     device: str
@@ -43,16 +53,16 @@ class Kind(NamedTuple):
 class SegmentStore:
     """The segment files of an index, for the one writer. Nothing here commits but `merge`."""
 
-    def __init__(
-        self, path: Path, catalog: Catalog, *, identity: str, dim: int, dtype: DType, steps: Callable[[str], None]
-    ) -> None:
+    def __init__(self, path: Path, catalog: Catalog, *, dtype: DType, steps: Callable[[str], None]) -> None:
         self._path = path
         self._catalog = catalog
-        self._identity = identity
-        self._dim = dim
         self._dtype: DType = dtype
         self._steps = steps
         self._last = 0  # no number is used twice, even where a commit failed in an unclear way
+
+    def model(self, model_id: int) -> Model:
+        """A model of the catalog, by its id."""
+        return self._catalog.models()[model_id]
 
     def sweep(self) -> None:
         """Removes segment files that no catalog row names: what crashed writers and merges left."""
@@ -86,20 +96,21 @@ class SegmentStore:
         items = self._catalog.smallest_items(listed)
         item_ids = np.array([items.get(id_, 0) for id_ in listed], np.int64)
         name = layout.segment_name(kind.space, number)
+        model = self.model(kind.model_id)
         file = write_segment(
             self._path / layout.SEGMENTS / name,
             SegmentRows(ids, keys, item_ids, blocks, longest),
             space=kind.space,
-            dim=self._dim,
+            dim=model.dim,
             dtype=dtype,
-            identity=self._identity,
+            about=self._about(model),
             steps=self._steps,
         )
         values = {
             "segment_id": number,
             "filename": name,
             "dtype": dtype,
-            "dim": self._dim,
+            "dim": model.dim,
             "count": len(listed),
             "bytes": file.size,
             "checksum": file.checksum,
@@ -108,14 +119,24 @@ class SegmentStore:
         }
         self._catalog.insert_segment(values, listed)
 
-    def merge(self) -> int:
-        """Merges small segments of each space, every merge in a commit of its own; returns how many went in."""
+    def _about(self, model: Model) -> dict[str, Any]:
+        """What a lost catalog could be made from again, as far as the header has room."""
+        about = {"identity": model.identity, "model": model.name, "max_tokens": model.max_tokens}
+        roots: list[dict[str, object]] = []
+        for root in self._catalog.root_rows():
+            roots.append(root)
+            if len(json.dumps({**about, "roots": roots})) > ABOUT_BYTES:
+                roots.pop()
+        return {**about, "roots": roots}
+
+    def merge(self, *, all_segments: bool = False) -> int:
+        """Merges small segments (or all) of each space, each space in a commit; returns how many went in."""
         merged = 0
-        by_kind: dict[tuple[str, str], list[_Part]] = {}
+        by_kind: dict[tuple[int, str, str], list[_Part]] = {}
         for row in self._catalog.segments():
-            by_kind.setdefault((row["space"], row["dtype"]), []).append(self._part(row))
+            by_kind.setdefault((row["model_id"], row["space"], row["dtype"]), []).append(self._part(row))
         for parts in by_kind.values():
-            merged += self._merge_some(_to_merge(parts))
+            merged += self._merge_some(_all_worth(parts) if all_segments else _to_merge(parts))
         self._catalog.rollback()  # ends the reading
         return merged
 
@@ -144,7 +165,8 @@ class SegmentStore:
             segments = [part.segment for part in parts]
             ids, keys, blocks = live_rows(segments, [part.dead for part in parts])
             first = parts[0].row
-            kind = Kind(first["space"], *(_joined(part.row[name] for part in parts) for name in Kind._fields[1:]))
+            how = (_joined(part.row[name] for part in parts) for name in Kind._fields[2:])
+            kind = Kind(first["model_id"], first["space"], *how)
             longest = max(segment.max_norm for segment in segments)
             self._write(kind, first["dtype"], ids, keys, blocks, longest, generation)
         self._steps("merge:catalog")
@@ -180,6 +202,11 @@ def _to_merge(parts: list[_Part]) -> list[_Part]:
             end = number + 1
         smaller += part.live
     return parts[:end] + [part for part in parts[end:] if len(part.dead) > _DEAD_SHARE * part.segment.count]
+
+
+def _all_worth(parts: list[_Part]) -> list[_Part]:
+    """Everything, unless it is one segment already without a tombstone."""
+    return parts if len(parts) > 1 or any(len(part.dead) for part in parts) else []
 
 
 def _joined(values: Iterator[str]) -> str:

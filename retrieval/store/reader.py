@@ -10,28 +10,44 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew, UsageError
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.records import Candidate
+from mmsearch.retrieval.store.records import Candidate, Model
 from mmsearch.retrieval.store.records import ItemRecord as ItemRecord
 from mmsearch.retrieval.store.segments import Segment, search_rows
-from mmsearch.retrieval.types import Failure, IndexInfo, Modality, RootInfo
-from mmsearch.retrieval.uris import absolute_path
+from mmsearch.retrieval.types import Failure, IndexInfo, Modality, RootInfo, RootKind
+from mmsearch.retrieval.uris import absolute_path, path_to_uri
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_ITEM = (
+    "item_id, asset_id, root_id, uri, fragment, items.modality, text, content_hash, owner_root_id, owner_uri, width,"
+    " height, taken, camera, orientation, latitude, longitude, phash, assets.meta"
+)
+_ASSET = (
+    "uri, size, mtime_ns, owner_root_id, owner_uri, modality, listed,"
+    " CASE status WHEN 'ok' THEN NULL ELSE COALESCE(error, '') END"
+)
+
 SQL = {
     "meta": "SELECT key, value FROM meta",
+    "model": (
+        "SELECT model_id, name, identity, dim, max_tokens FROM models"
+        " WHERE model_id = (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'model_id')"
+    ),
     "generation": "SELECT value FROM meta WHERE key = 'generation'",
-    "segments": "SELECT segment_id, space, filename, count, bytes FROM segments ORDER BY segment_id",
+    "segments": (
+        "SELECT segment_id, space, filename, count, bytes FROM segments WHERE model_id = ? ORDER BY segment_id"
+    ),
     "tombstones": "SELECT embedding_id FROM tombstones WHERE segment_id = ? ORDER BY embedding_id",
     "items_of_embeddings": (
         "SELECT embedding_id, item_id FROM items WHERE embedding_id IN (SELECT value FROM json_each(?))"
@@ -41,23 +57,32 @@ SQL = {
     ),
     "item_ids": "SELECT item_id FROM items WHERE modality = ? ORDER BY item_id",
     "items": (
-        "SELECT item_id, asset_id, root_id, uri, fragment, items.modality, text, content_hash, owner_uri, width,"
-        " height, taken, camera, orientation, latitude, longitude, phash"
-        " FROM items JOIN assets USING (asset_id) WHERE item_id IN (SELECT value FROM json_each(?))"
+        f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id IN (SELECT value FROM json_each(?))"
+    ),
+    "items_after": (
+        f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id > ? ORDER BY item_id LIMIT ?"
+    ),
+    "pictures": (
+        "SELECT item_id, content_key, root_id, uri, content_hash FROM items JOIN assets USING (asset_id)"
+        " JOIN embeddings USING (embedding_id) WHERE items.modality = 'image' AND item_id > ? ORDER BY item_id LIMIT ?"
+    ),
+    "texts": (
+        "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? ORDER BY item_id LIMIT ?"
     ),
     "items_of_hash": ("SELECT item_id FROM items JOIN assets USING (asset_id) WHERE content_hash = ? ORDER BY item_id"),
-    "roots": "SELECT root_id, path, relative, device FROM roots ORDER BY root_id",
-    "whole_roots": "SELECT root_id FROM roots WHERE completed_at IS NOT NULL",
+    "roots": (
+        "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
+    ),
+    "removed": "SELECT uri FROM removed WHERE root_id = ? ORDER BY uri",
     "root_items": "SELECT root_id, COUNT(*) FROM items JOIN assets USING (asset_id) GROUP BY root_id",
     "failed": "SELECT root_id, uri, error FROM assets WHERE status = 'failed' ORDER BY root_id, uri",
-    "assets": (
-        "SELECT uri, size, mtime_ns, owner_uri, modality, CASE status WHEN 'ok' THEN NULL ELSE COALESCE(error, '') END"
-        " FROM assets WHERE root_id = ?"
-    ),
+    "assets": f"SELECT {_ASSET} FROM assets WHERE root_id = ?",
+    "assets_at": f"SELECT {_ASSET} FROM assets WHERE root_id = ? AND uri IN (SELECT value FROM json_each(?))",
 }
 """Every statement of this module, by name."""
 
 _ATTEMPTS = 10
+_PAGE = 1000
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -103,6 +128,54 @@ def _corrupt(path: Path, error: sqlite3.Error) -> IndexCorrupt:
     return IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}")
 
 
+class StoredRoot(NamedTuple):
+    """A root as the catalog knows it; `mounts` are uris of folders in it on other drives."""
+
+    root_id: int
+    path: str
+    relative: bool
+    kind: RootKind
+    device: int
+    columns: str | None
+    mounts: tuple[str, ...]
+    whole: bool
+
+    def is_at(self, path: str) -> bool:
+        """Whether `path` names this root."""
+        return layout.is_root(self.path, self.relative, path)
+
+    def present(self) -> bool:
+        """Whether it can be found now."""
+        return os.path.isdir(self.path) if self.kind == "folder" else self.kind == "rows" or os.path.isfile(self.path)
+
+
+def read_roots(index: Path, rows: Iterable[tuple[Any, ...]]) -> list[StoredRoot]:
+    """Roots out of the rows of `SQL["roots"]`."""
+    return [
+        StoredRoot(
+            root_id,
+            layout.root_path(index, stored, relative),
+            bool(relative),
+            kind,
+            device,
+            columns,
+            tuple(json.loads(mounts or "[]")),
+            completed is not None,
+        )
+        for root_id, stored, relative, kind, device, columns, mounts, completed in rows
+    ]
+
+
+def row_id(uri: str) -> str | None:
+    """The id that a manifest or a program gave to a row, out of its uri; None for rows without one."""
+    return unquote(uri[3:].partition("~")[0]) if uri.startswith("id=") else None
+
+
+def failure_path(root: StoredRoot, uri: str) -> str:
+    """What tells a person which file or row failed."""
+    return absolute_path(root.path, uri) if root.kind == "folder" else f"{root.path}#{uri}"
+
+
 class Snapshot:
     """One generation of an index, unchanged for as long as it is open. Safe to use from several threads.
 
@@ -127,18 +200,14 @@ class Snapshot:
         self._file = (catalog.st_dev, catalog.st_ino)
         meta = dict(self._rows("meta"))
         self.generation = int(meta["generation"])
-        self.model: str = meta["model"]
-        self.identity: str = meta["identity"]
-        self.dim = int(meta["dim"])
+        model = Model(*self._rows("model")[0])
+        self.model, self.identity, self.dim = model.name, model.identity, model.dim
         modalities: tuple[Modality, ...] = ("image", "text")
         self.counts: dict[Modality, int] = {name: int(meta.get(f"items.{name}", 0)) for name in modalities}
-        self._roots = {
-            root_id: layout.root_path(path, stored, relative)
-            for root_id, stored, relative, _device in self._rows("roots")
-        }
+        self._roots = {row.root_id: row for row in read_roots(path, self._rows("roots"))}
         self._segments: dict[str, list[Segment]] = {}
         self._dead: dict[str, list[NDArray[np.int64]]] = {}
-        for segment_id, space, filename, count, size in self._rows("segments"):
+        for segment_id, space, filename, count, size in self._rows("segments", model.model_id):
             segment = Segment(path / layout.SEGMENTS / filename)
             if (segment.count, segment.header["bytes"], segment.dim) != (count, size, self.dim):
                 raise IndexCorrupt(f"{segment.path} is not the segment that the catalog names; {layout.RESTORE}")
@@ -293,9 +362,59 @@ class Snapshot:
         return {row[0]: self._record(row) for row in self._rows("items", ids)}
 
     def _record(self, row: tuple[Any, ...]) -> ItemRecord:
-        item_id, asset_id, root_id, uri, *rest = row
+        item_id, asset_id, root_id, uri, fragment, modality, text, content_hash, owner_root_id, owner, *rest = row
         root = self._roots[root_id]
-        return ItemRecord(item_id, asset_id, root, uri, absolute_path(root, uri), *rest)
+        place = root.path
+        path: str | None = absolute_path(place, uri)
+        id_ = None
+        if root.kind != "folder":  # a row: what it says is of its picture, or of the manifest
+            id_, key = row_id(uri), uri
+            picture = self._roots.get(owner_root_id) if owner is not None else None
+            if picture is not None:
+                place, uri = picture.path, owner
+            elif root.kind == "manifest":
+                uri = path_to_uri(os.path.basename(place))
+            path = absolute_path(place, uri) if picture is not None else place if root.kind == "manifest" else None
+            if path is not None:
+                fragment = key if fragment is None else f"{key}&{fragment}"
+        fields = (item_id, asset_id, place, uri, path, fragment, modality, text, content_hash, owner, *rest, id_)
+        return ItemRecord(*fields)
+
+    def _paged(self, name: str) -> Iterator[tuple[Any, ...]]:
+        last = 0
+        while rows := self._rows(name, last, _PAGE):
+            yield from rows
+            last = rows[-1][0]
+
+    def all_items(self) -> Iterator[ItemRecord]:
+        """Every item, by id, a page at a time."""
+        return map(self._record, self._paged("items_after"))
+
+    def pictures(self) -> Iterator[tuple[bytes, bytes | None, str | None]]:
+        """Of every image item the content key, the hash of its file and where that is (None: nowhere)."""
+        for _item_id, key, root_id, uri, content_hash in self._paged("pictures"):
+            root = self._roots[root_id]
+            yield key, content_hash, absolute_path(root.path, uri) if root.kind == "folder" else None
+
+    def texts(self) -> Iterator[tuple[str | None, str | None]]:
+        """Of every text item the fragment and the text."""
+        for _item_id, fragment, text in self._paged("texts"):
+            yield fragment, text
+
+    def removed(self, root_id: int) -> list[str]:
+        """Uris of files and folders of a root that the user took out."""
+        return [row[0] for row in self._rows("removed", root_id)]
+
+    def roots(self) -> list[StoredRoot]:
+        """All roots."""
+        return list(self._roots.values())
+
+    def failures(self) -> list[Failure]:
+        """Every file and row that could not be indexed, and why."""
+        return [
+            Failure(failure_path(self._roots[root_id], uri), error or "")
+            for root_id, uri, error in self._rows("failed")
+        ]
 
     def items_of_hash(self, content_hash: bytes) -> list[int]:
         """Ids of all items whose file has this content."""
@@ -304,14 +423,16 @@ class Snapshot:
     def info(self) -> IndexInfo:
         """What the index holds."""
         items = dict(self._rows("root_items"))
-        whole = {row[0] for row in self._rows("whole_roots")}
         roots = [
-            RootInfo(path=root, items=items.get(root_id, 0), present=os.path.isdir(root), whole=root_id in whole)
-            for root_id, root in self._roots.items()
-        ]
-        failed = [
-            Failure(absolute_path(self._roots[root_id], uri), error or "")
-            for root_id, uri, error in self._rows("failed")
+            RootInfo(
+                path=root.path,
+                items=items.get(root.root_id, 0),
+                present=root.present(),
+                whole=root.whole,
+                kind=root.kind,
+                columns=root.columns,
+            )
+            for root in self._roots.values()
         ]
         return IndexInfo(
             path=str(self.path),
@@ -325,5 +446,5 @@ class Snapshot:
             segments=sum(len(segments) for segments in self._segments.values()),
             bytes=layout.index_bytes(self.path),
             roots=tuple(roots),
-            failed=tuple(failed),
+            failed=tuple(self.failures()),
         )

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality, Stamp
+
+
+class Model(NamedTuple):
+    """An encoder whose vectors an index holds; fields as `Encoder`, `name` as the user gave it."""
+
+    model_id: int
+    name: str
+    identity: str
+    dim: int
+    max_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +30,7 @@ class NewItem:
 
 @dataclass(frozen=True, slots=True)
 class AssetRecord:
-    """A stored asset, for telling moved and copied files. `root` and `path` are absolute."""
+    """A stored asset, for telling moved and copied files. `root` and `path` are absolute, of files."""
 
     asset_id: int
     root_id: int
@@ -44,13 +55,18 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class ItemRecord:
-    """An item with what its asset says of itself. `root` and `path` are absolute; see `types.AssetMetadata`."""
+    """An item with what its asset says of itself; see `types.AssetMetadata`.
+
+    `root` and `path` are absolute. Of a row that names a picture, `root`, `uri` and `path` are the picture's, and
+    `fragment` says which row it is; a row that a program gave without a picture has no path. `meta` is a JSON
+    object of a row's further columns, `id` the row's id where it was given one.
+    """
 
     item_id: int
     asset_id: int
     root: str
     uri: str
-    path: str
+    path: str | None
     fragment: str | None
     modality: Modality
     text: str | None
@@ -64,6 +80,8 @@ class ItemRecord:
     latitude: float | None
     longitude: float | None
     phash: int | None
+    meta: str | None
+    id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +90,14 @@ class Diff:
 
     Attributes:
         new: uris that the catalog does not know.
-        changed: known uris with another stamp (or another owner).
+        changed: known uris with another stamp (or another owner, or so far only listed).
         unchanged: how many files need no look.
         failed: files that failed before and have not changed since; not tried again by themselves.
         known_failures: the same with their reasons.
         missing: known uris that the scan did not find, sorted; only those in its scope.
         device_changed: another drive is mounted where the root was.
         had_items: the catalog knows files under this root.
+        mounts: uris of folders that were on other drives when the root was last scanned whole.
     """
 
     new: list[ItemRef]
@@ -89,3 +108,4 @@ class Diff:
     missing: list[str]
     device_changed: bool
     had_items: bool
+    mounts: tuple[str, ...]

@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,8 @@ DType = Literal["float32", "float16"]
 SEGMENT_VERSION = 1
 MAGIC = b"MMSEG"
 HEADER_BYTES = 4096
+ABOUT_BYTES = 3328
+"""What a header has room for beside the numbers, in bytes of JSON."""
 KEY_BYTES = 32
 
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
@@ -78,14 +80,15 @@ def write_segment(
     space: str,
     dim: int,
     dtype: DType,
-    identity: str,
+    about: Mapping[str, Any],
     steps: Callable[[str], None],
 ) -> SegmentFile:
     """Writes a segment so that after a crash the file is whole under `path`, or not there at all.
 
-    Temporary name, fsync, rename, fsync of the folder. `steps` is told the name of each step before it happens.
+    Temporary name, fsync, rename, fsync of the folder. `steps` is told the name of each step before it happens;
+    `about` goes into the header: the `identity` of the encoder, and what helps to rebuild a lost catalog.
     """
-    header = _plan(len(rows.ids), space=space, dim=dim, dtype=dtype, identity=identity, max_norm=rows.max_norm)
+    header = {**_plan(len(rows.ids), space=space, dim=dim, dtype=dtype, max_norm=rows.max_norm), **about}
     temporary = path.with_name(path.name + ".tmp")
     digest = hashlib.blake2b(digest_size=32)
     written = 0
@@ -128,7 +131,7 @@ def _bytes_of(array: NDArray[Any]) -> bytes | memoryview:
     return np.ascontiguousarray(array).data.cast("B") if array.size else b""  # an empty view cannot be cast
 
 
-def _plan(count: int, *, space: str, dim: int, dtype: str, identity: str, max_norm: float) -> dict[str, Any]:
+def _plan(count: int, *, space: str, dim: int, dtype: str, max_norm: float) -> dict[str, Any]:
     """The header: every section starts at a multiple of 64, the FAISS block so that its rows do."""
     keys = _aligned(HEADER_BYTES + 8 * count)
     item_ids = _aligned(keys + KEY_BYTES * count)
@@ -147,7 +150,6 @@ def _plan(count: int, *, space: str, dim: int, dtype: str, identity: str, max_no
         "vectors_offset": vectors,
         "bytes": vectors + count * dim * _DTYPES[dtype].itemsize,
         "max_norm": max_norm,
-        "identity": identity,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,12 +18,13 @@ from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, Catalog
 from mmsearch.retrieval.store.lock import Lock
 from mmsearch.retrieval.store.publish import Batch, Kind, SegmentStore
-from mmsearch.retrieval.store.records import AssetRecord, NewItem
+from mmsearch.retrieval.store.records import AssetRecord, Model, NewItem
 from mmsearch.retrieval.store.segments import KEY_BYTES, DType
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from sqlalchemy import RowMapping
 
 
 class Writer:
@@ -32,10 +34,9 @@ class Writer:
     dies earlier, at whatever point, leaves the generation before. For one thread at a time.
     """
 
-    def __init__(self, path: Path, *, identity: str, dim: int, dtype: DType, steps: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, *, dtype: DType, steps: Callable[[str], None]) -> None:
         """Takes the lock of the index at `path`. Use `LocalStore.writer`."""
         self._path = path
-        self._dim = dim
         self._steps = steps
         self._lock = Lock(path)
         try:
@@ -43,12 +44,13 @@ class Writer:
         except BaseException:
             self._lock.release()
             raise
-        self._segments = SegmentStore(path, self._catalog, identity=identity, dim=dim, dtype=dtype, steps=steps)
+        self._segments = SegmentStore(path, self._catalog, dtype=dtype, steps=steps)
         self._open = True
         self._dirty = False  # something that readers could see has changed
         self._touched_rows = False  # something has changed
         self._roots: dict[str, int] = {}  # paths as the caller writes them
         self._unfilled: dict[tuple[str, bytes], int] = {}  # embeddings whose vector has not come yet
+        self._left: set[tuple[int, str]] = set()  # pictures that rows of manifests have let go
         self._vectors: dict[Kind, list[Batch]] = {}
         try:
             with self._guard():
@@ -100,42 +102,81 @@ class Writer:
     # Roots
 
     def root(self, root: Root) -> None:
-        """Registers a root, or notes its device; before its refs are added."""
+        """Registers a root, or notes its device and columns; before its refs are added."""
         with self._guard():
-            known = self._root_row(root.path)
+            known = self._root_row(str(root.path))
             if known is None:
-                self._roots[str(root.path)] = self._catalog.add_root(root.path, root.device)
+                self._roots[str(root.path)] = self._catalog.add_root(root)
                 self._changed()
-            elif known[1] != root.device:
-                self._catalog.update_root(known[0], device=root.device)
+            elif (known["device"], known["columns"]) != (root.device, root.columns):
+                self._catalog.update_root(known["root_id"], device=root.device, columns=root.columns)
                 self._changed(visible=False)
 
-    def scanned(self, root: Root) -> None:
-        """Notes that a scan of the whole root was completed; bookkeeping that makes no new generation."""
+    def scanned(self, root: Root, mounts: Sequence[str] = ()) -> None:
+        """Notes that a scan of the whole root was completed; bookkeeping that makes no new generation.
+
+        Args:
+            root: what was scanned.
+            mounts: uris of the folders in it that are on other drives.
+        """
         with self._guard():
-            generation = int(self._catalog.meta()["generation"])
-            values = {"completed_at": _now(), "last_scan_generation": generation}
+            values = {
+                "completed_at": _now(),
+                "last_scan_generation": int(self._catalog.meta()["generation"]),
+                "mounts": json.dumps(sorted(mounts)) if mounts else None,
+            }
             self._catalog.update_root(self._root_id(str(root.path)), **values)
             self._changed(visible=False)
 
-    def _root_row(self, path: Path) -> tuple[int, int] | None:
-        stored, relative = layout.stored_root(self._path, path)
-        row = self._catalog.roots().get(layout.root_path(self._path, stored, relative))
+    def take_out(self, root: str, uri: str) -> int:
+        """Removes the asset at `uri` and all below it, and lets later scans pass over them; returns how many."""
+        with self._guard():
+            root_id = self._root_id(root)
+            removed = self._delete(self._catalog.assets_below(root_id, uri))
+            self._catalog.set_removed(root_id, uri, removed=True)
+            self._changed(visible=False)
+        return removed
+
+    def take_back(self, root: str, uri: str) -> None:
+        """Lets scans find again what `take_out` removed."""
+        with self._guard():
+            self._catalog.set_removed(self._root_id(root), uri, removed=False)
+            self._changed(visible=False)
+
+    def forget_root(self, root: str) -> int:
+        """Removes a root with all its assets; returns how many they were."""
+        with self._guard():
+            root_id = self._root_id(root)
+            removed = self._delete(self._catalog.assets_below(root_id))
+            self._delete_unlisted()
+            self._catalog.delete_root(root_id)
+            self._roots = {name: id_ for name, id_ in self._roots.items() if id_ != root_id}
+            self._changed()
+        return removed
+
+    def _root_row(self, path: str) -> RowMapping | None:
+        row = self._catalog.find_root(path)
         if row is not None:
-            self._roots[str(path)] = row[0]
+            self._roots[path] = row["root_id"]
         return row
 
     def _root_id(self, root: str) -> int:
-        if root not in self._roots and self._root_row(Path(root)) is None:
+        if root not in self._roots and self._root_row(root) is None:
             raise ValueError(f"unknown root {root!r}: register it with Writer.root first")
         return self._roots[root]
 
+    def _owner_root_id(self, ref: ItemRef) -> int | None:
+        return None if ref.owner is None else self._root_id(ref.owner_root or ref.root)
+
     # Looking
 
-    def find(self, space: Modality, keys: Sequence[bytes]) -> dict[bytes, int]:
-        """Embedding ids of the content keys whose vectors are there already, this transaction's included."""
+    def find(self, space: Modality, keys: Sequence[bytes], model_id: int | None = None) -> dict[bytes, int]:
+        """Embedding ids of the content keys whose vectors are there already, this transaction's included.
+
+        By the current model, or by the one of that id.
+        """
         with self._guard():
-            found = self._catalog.embedding_ids(space, keys)
+            found = self._catalog.embedding_ids(space, keys, model_id)
         return {key: id_ for key, id_ in found.items() if (space, key) not in self._unfilled}
 
     def asset_by_hash(self, content_hash: bytes) -> list[AssetRecord]:
@@ -150,16 +191,25 @@ class Writer:
 
     # Changing
 
-    def add(self, ref: ItemRef, *, content_hash: bytes, metadata: AssetMetadata, items: Sequence[NewItem]) -> bool:
-        """Sets the asset at `ref.uri` and its items, in place of what was there; returns whether it had items.
+    def add(
+        self,
+        ref: ItemRef,
+        *,
+        content_hash: bytes,
+        metadata: AssetMetadata,
+        items: Sequence[NewItem],
+        meta: str | None = None,
+    ) -> bool:
+        """Sets the asset at `ref.uri` and its items, in place of what was there; returns whether it had been good.
 
-        The vectors of the items come through `embed`, before or after, in this transaction or an earlier one.
+        `meta` is the JSON object of a row's further columns. The vectors of the items come through `embed`, before or after, in this transaction or an earlier one.
         """
         for item in items:
             _checked(item.content_key)
         with self._guard():
             values = {
                 **self._catalog.metadata_columns(metadata),
+                "meta": meta,
                 "content_hash": content_hash,
                 "status": "ok",
                 "error": None,
@@ -167,8 +217,12 @@ class Writer:
             }
             root_id = self._root_id(ref.root)
             there = self._catalog.find_asset(root_id, ref.uri)
-            replaced = there is not None and self._catalog.delete_items(there) > 0
-            asset_id = self._catalog.update_asset(there, root_id, ref, values)
+            replaced = False
+            if there is not None:
+                self._leave_picture(there)
+                replaced = self._catalog.has_content(there)
+                self._catalog.delete_items(there)
+            asset_id = self._catalog.update_asset(there, root_id, self._owner_root_id(ref), ref, values)
             ids: dict[tuple[str, bytes], int] = {}
             for space in sorted({item.modality for item in items}):
                 keys = [item.content_key for item in items if item.modality == space]
@@ -190,6 +244,7 @@ class Writer:
         precision: str,
         device: str,
         backend: str,
+        model_id: int | None = None,
     ) -> None:
         """Gives vectors to content keys; keys that have one already keep it.
 
@@ -200,27 +255,30 @@ class Writer:
             precision: how they were computed, as `Encoder` says; recorded with the segment.
             device: the same.
             backend: the same.
+            model_id: of the model whose vectors these are; the current one by default.
         """
         rows = np.asarray(rows, np.float32)
-        if rows.shape != (len(keys), self._dim):
-            raise ValueError(f"rows must have shape ({len(keys)}, {self._dim}), not {rows.shape}")
+        model_id = model_id or self._catalog.model_id
+        dim = self._segments.model(model_id).dim
+        if rows.shape != (len(keys), dim):
+            raise ValueError(f"rows must have shape ({len(keys)}, {dim}), not {rows.shape}")
         if not np.isfinite(rows).all():
             raise ValueError("an encoder gave vectors that are not finite numbers")
         with self._guard():
-            known = self._catalog.embedding_ids(space, keys)
+            known = self._catalog.embedding_ids(space, keys, model_id)
             first: dict[bytes, int] = {}
             for number, key in enumerate(keys):
                 if key not in known or (space, key) in self._unfilled:
                     first.setdefault(_checked(key), number)
             if not first:
                 return
-            known |= self._catalog.reserve(space, [key for key in first if key not in known])
+            known |= self._catalog.reserve(space, [key for key in first if key not in known], model_id)
             for key in first:
                 self._unfilled.pop((space, key), None)
             ids = np.array([known[key] for key in first], np.int64)
             key_bytes = np.frombuffer(b"".join(first), np.uint8).reshape(-1, KEY_BYTES)
             batch = Batch(ids, key_bytes, rows[list(first.values())])
-            self._vectors.setdefault(Kind(space, precision, device, backend), []).append(batch)
+            self._vectors.setdefault(Kind(model_id, space, precision, device, backend), []).append(batch)
             self._changed()
 
     def move(self, root: str, old_uri: str, ref: ItemRef) -> None:
@@ -237,7 +295,10 @@ class Writer:
             there = self._catalog.find_asset(new_root, ref.uri)
             if there is not None and there != asset_id:
                 self._catalog.delete_asset(there)
-            self._catalog.update_asset(asset_id, new_root, ref, {"status": "ok", "error": None})
+            self._leave_picture(asset_id)
+            values = {"status": "ok", "error": None}
+            self._catalog.update_asset(asset_id, new_root, self._owner_root_id(ref), ref, values)
+            self._catalog.follow_picture((self._root_id(root), old_uri), (new_root, ref.uri))
             self._changed()
 
     def touch(self, ref: ItemRef) -> None:
@@ -251,7 +312,9 @@ class Writer:
             asset_id = self._catalog.find_asset(root_id, ref.uri)
             if asset_id is None:
                 raise KeyError(ref.uri)
-            self._catalog.update_asset(asset_id, root_id, ref, {"status": "ok", "error": None})
+            self._leave_picture(asset_id)
+            values = {"status": "ok", "error": None}
+            self._catalog.update_asset(asset_id, root_id, self._owner_root_id(ref), ref, values)
             self._changed()
 
     def fail(self, ref: ItemRef, error: str) -> None:
@@ -262,21 +325,99 @@ class Writer:
             values = {"status": "failed", "error": error}
             if asset_id is None:
                 values["indexed_at"] = _now()
-            self._catalog.update_asset(asset_id, root_id, ref, values)
+            self._catalog.update_asset(asset_id, root_id, self._owner_root_id(ref), ref, values)
             self._changed()
 
     def remove(self, root: str, uris: Sequence[str]) -> int:
         """Removes assets with their items; returns how many were there."""
-        removed = 0
         with self._guard():
             root_id = self._root_id(root)
-            for uri in uris:
-                asset_id = self._catalog.find_asset(root_id, uri)
-                if asset_id is not None:
-                    self._catalog.delete_asset(asset_id)
-                    self._changed()
-                    removed += 1
-        return removed
+            found = [(self._catalog.find_asset(root_id, uri), uri) for uri in dict.fromkeys(uris)]
+            return self._delete([(asset_id, uri) for asset_id, uri in found if asset_id is not None])
+
+    def _delete(self, assets: Sequence[tuple[int, str]]) -> int:
+        for asset_id, _ in assets:
+            self._leave_picture(asset_id)
+            self._catalog.delete_asset(asset_id)
+            self._changed()
+        return len(assets)
+
+    def _leave_picture(self, asset_id: int) -> None:
+        """Notes that a row may be the last that named its picture; the commit sees to it."""
+        owner = self._catalog.owner_of(asset_id)
+        if owner is not None:
+            self._left.add(owner)
+
+    def _delete_unlisted(self) -> None:
+        """Removes pictures that only rows of manifests had named and that none names any more."""
+        for asset_id in self._catalog.unlisted(sorted(self._left)):
+            self._catalog.delete_asset(asset_id)
+        self._left.clear()
+
+    def forget_salvaged(self) -> int:
+        """Lets go of embeddings out of a lost catalog whose content a whole run has not found; see `doctor`."""
+        with self._guard():
+            forgotten = self._catalog.forget_salvaged()
+            if forgotten:
+                self._changed()
+        return forgotten
+
+    # Another model
+
+    def models(self) -> dict[int, Model]:
+        """The models whose vectors are here, by id: the current one and at most one that is being changed to."""
+        with self._guard():
+            return self._catalog.models()
+
+    @property
+    def model_id(self) -> int:
+        """Id of the current model."""
+        return self._catalog.model_id
+
+    def stage(self, name: str, identity: str, dim: int, max_tokens: int | None) -> int:
+        """The id of a model to change to; what an earlier, unfinished change to it has embedded is there already.
+
+        Its vectors come through `embed`, in as many commits as it takes, and no reader sees them before `switch`.
+        An unfinished change to another model is given up.
+        """
+        with self._guard():
+            for model in self._catalog.models().values():
+                if model.identity == identity:
+                    return model.model_id
+                if model.model_id != self._catalog.model_id:
+                    self._catalog.drop_model(model.model_id)
+            self._changed(visible=False)
+            return self._catalog.add_model(name, identity, dim, max_tokens)
+
+    def switch(self, model_id: int, recut: Callable[[str | None, str], list[NewItem] | None]) -> int:
+        """Commits, then makes a staged model the current one, in one transaction; the old vectors go.
+
+        Args:
+            model_id: what `stage` gave.
+            recut: from (fragment, text) of a text item to the items that replace it, or None to keep it.
+
+        Returns:
+            How many items had no vector by the new model and were removed; their files look changed to a scan.
+        """
+        self.commit()
+        try:
+            with self._guard():
+                generation = int(self._catalog.meta()["generation"]) + 1
+                self._steps("switch:catalog")
+                self._catalog.replace_texts(recut, model_id)
+                lost = self._catalog.repoint_items(model_id)
+                self._catalog.switch_model(model_id, generation)
+                self._publish_counts(self._catalog.meta(), generation)
+                self._steps("switch:commit")
+                self._catalog.commit()
+                self._steps("switch:unlink")
+                self._segments.sweep()
+                self._steps("switch:done")
+        except BaseException:
+            with contextlib.suppress(*CATALOG_ERRORS):
+                self.rollback()
+            raise
+        return lost
 
     # Publishing
 
@@ -310,6 +451,7 @@ class Writer:
             self._catalog.rollback()
             return generation
         if self._dirty:
+            self._delete_unlisted()
             self._steps("commit:segments")
             generation += 1
             self._segments.write(self._vectors, generation)
@@ -338,12 +480,15 @@ class Writer:
     def _reset(self) -> None:
         self._dirty = self._touched_rows = False
         self._unfilled.clear()
+        self._left.clear()
         self._vectors.clear()
 
     # Merging
 
-    def merge(self) -> int:
+    def merge(self, *, all_segments: bool = False) -> int:
         """Commits, then merges small segments and drops tombstones; returns how many segments were merged.
+
+        With `all_segments` each space becomes one segment without tombstones; that costs a copy of everything.
 
         Tiers by size: a segment is merged together with everything smaller than it once those add up to its own
         size. So each time a row is copied, the segment that it is in at least doubles: a row is copied O(log n)
@@ -356,7 +501,7 @@ class Writer:
         self.commit()
         try:
             with self._guard():
-                return self._segments.merge()
+                return self._segments.merge(all_segments=all_segments)
         except BaseException:
             with contextlib.suppress(*CATALOG_ERRORS):
                 self.rollback()
