@@ -149,6 +149,23 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemInfo:
+    """An item as `list` shows it; fields as `Hit`. `meta` are the further fields of a row."""
+
+    item_id: int
+    path: Path | None
+    uri: str
+    fragment: str | None
+    modality: Modality
+    text: str | None
+    width: int | None
+    height: int | None
+    taken: str | None
+    id: str | None
+    meta: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one index run did, counted in files; `items` is the index total afterwards.
 

@@ -261,7 +261,7 @@ def test_shell_completion_can_be_shown() -> None:
         (["index", ""], 2, "a PATH is empty"),
         (["index", "/dev/null"], 2, "neither a file nor a folder"),
         (["index", "--batch-size", "0"], 2, "batch_size must be 1"),
-        (["index", "--model", "starter"], 1, "made by the model fake, not starter; use another --index"),
+        (["index", "--model", "starter"], 1, "made by the model fake, not starter; `mmsearch reindex --model starter`"),
         (["index", "--model", "no-such-model"], 2, "no model is called"),
         (["index", "--no-such-option"], 2, "--no-such-option"),
         (["no-such-command"], 2, "no-such-command"),

@@ -518,6 +518,21 @@ class Catalog:
         query = sa.select(ASSETS.c.content_hash).where(ASSETS.c.asset_id == asset_id)
         return self._connection.execute(query).scalar() is not None
 
+    def assets_of_key(self, root_id: int, key: str) -> list[tuple[int, str]]:
+        """Ids and uris of the rows of a key: itself, and those that repeat it (`~2`, `~3`...)."""
+        repeated = sa.and_(ASSETS.c.uri > f"{key}~", ASSETS.c.uri < f"{key}\x7f")  # "~" is 0x7E
+        query = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(
+            ASSETS.c.root_id == root_id, (ASSETS.c.uri == key) | repeated
+        )
+        return [(row.asset_id, row.uri) for row in self._connection.execute(query)]
+
+    def owned_by(self, root_id: int, uri: str) -> list[tuple[int, str]]:
+        """Ids and uris of what belongs to a picture."""
+        query = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(
+            ASSETS.c.owner_root_id == root_id, ASSETS.c.owner_uri == uri
+        )
+        return [(row.asset_id, row.uri) for row in self._connection.execute(query)]
+
     def owner_of(self, asset_id: int) -> tuple[int, str] | None:
         """Root id and uri of the picture that an asset belongs to."""
         query = sa.select(ASSETS.c.owner_root_id, ASSETS.c.owner_uri).where(ASSETS.c.asset_id == asset_id)

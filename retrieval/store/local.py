@@ -156,6 +156,11 @@ class LocalStore:
         """Compares what a scan of `root` found with the newest generation. Takes no lock; see `diff.diff`."""
         return diff(self.path, root, refs, scope, partial=partial)
 
+    def named(self, root: Path) -> list[str]:
+        """Uris of the files of a root that are there for themselves, not only because rows name them."""
+        with self.snapshot() as snapshot:
+            return snapshot.named(str(root))
+
     def snapshot(self) -> reader.Snapshot:
         """The newest generation, for reading."""
         return reader.Snapshot.open(self.path)

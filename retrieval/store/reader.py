@@ -73,6 +73,7 @@ SQL = {
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
     ),
+    "named": "SELECT uri FROM assets WHERE root_id = ? AND NOT listed ORDER BY uri",
     "removed": "SELECT uri FROM removed WHERE root_id = ? ORDER BY uri",
     "root_items": "SELECT root_id, COUNT(*) FROM items JOIN assets USING (asset_id) GROUP BY root_id",
     "failed": "SELECT root_id, uri, error FROM assets WHERE status = 'failed' ORDER BY root_id, uri",
@@ -404,6 +405,11 @@ class Snapshot:
     def removed(self, root_id: int) -> list[str]:
         """Uris of files and folders of a root that the user took out."""
         return [row[0] for row in self._rows("removed", root_id)]
+
+    def named(self, root: str) -> list[str]:
+        """Uris under a root that are there for themselves, not only because rows name them."""
+        ids = [row.root_id for row in self._roots.values() if row.is_at(root)]
+        return [uri for id_ in ids for (uri,) in self._rows("named", id_)]
 
     def roots(self) -> list[StoredRoot]:
         """All roots."""

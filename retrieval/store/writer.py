@@ -112,27 +112,31 @@ class Writer:
                 self._catalog.update_root(known["root_id"], device=root.device, columns=root.columns)
                 self._changed(visible=False)
 
-    def scanned(self, root: Root, mounts: Sequence[str] = ()) -> None:
-        """Notes that a scan of the whole root was completed; bookkeeping that makes no new generation.
-
-        Args:
-            root: what was scanned.
-            mounts: uris of the folders in it that are on other drives.
-        """
+    def scanned(self, root: Root) -> None:
+        """Notes that a scan of the whole root was completed; bookkeeping that makes no new generation."""
         with self._guard():
-            values = {
-                "completed_at": _now(),
-                "last_scan_generation": int(self._catalog.meta()["generation"]),
-                "mounts": json.dumps(sorted(mounts)) if mounts else None,
-            }
+            generation = int(self._catalog.meta()["generation"])
+            values = {"completed_at": _now(), "last_scan_generation": generation}
             self._catalog.update_root(self._root_id(str(root.path)), **values)
             self._changed(visible=False)
 
+    def mounted(self, root: Root, uris: Sequence[str]) -> None:
+        """Notes which folders of a root are on other drives than the root; makes no new generation."""
+        with self._guard():
+            self._catalog.update_root(self._root_id(str(root.path)), mounts=json.dumps(uris) if uris else None)
+            self._changed(visible=False)
+
     def take_out(self, root: str, uri: str) -> int:
-        """Removes the asset at `uri` and all below it, and lets later scans pass over them; returns how many."""
+        """Removes the asset at `uri` and all below it, and lets later scans pass over them; returns how many.
+
+        What belongs to a removed picture (sidecar texts, rows) goes with it.
+        """
         with self._guard():
             root_id = self._root_id(root)
-            removed = self._delete(self._catalog.assets_below(root_id, uri))
+            gone = self._catalog.assets_below(root_id, uri)
+            removed = self._delete(gone)
+            for _, owner in gone:
+                removed += self._delete(self._catalog.owned_by(root_id, owner))
             self._catalog.set_removed(root_id, uri, removed=True)
             self._changed(visible=False)
         return removed
@@ -142,6 +146,12 @@ class Writer:
         with self._guard():
             self._catalog.set_removed(self._root_id(root), uri, removed=False)
             self._changed(visible=False)
+
+    def remove_rows(self, root: str, keys: Sequence[str]) -> int:
+        """Removes rows by their keys, with those of the same id after them (`id=17~2`); returns how many."""
+        with self._guard():
+            root_id = self._root_id(root)
+            return sum(self._delete(self._catalog.assets_of_key(root_id, key)) for key in dict.fromkeys(keys))
 
     def forget_root(self, root: str) -> int:
         """Removes a root with all its assets; returns how many they were."""
@@ -202,7 +212,8 @@ class Writer:
     ) -> bool:
         """Sets the asset at `ref.uri` and its items, in place of what was there; returns whether it had been good.
 
-        `meta` is the JSON object of a row's further columns. The vectors of the items come through `embed`, before or after, in this transaction or an earlier one.
+        `meta` is the JSON object of a row's further columns. The vectors of the items come through `embed`, before or
+        after, in this transaction or an earlier one.
         """
         for item in items:
             _checked(item.content_key)
