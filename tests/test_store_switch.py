@@ -11,6 +11,7 @@ from store_kit import (
     DIM,
     OTHER,
     PRECISION,
+    THIRD,
     add,
     content_of,
     embed,
@@ -36,8 +37,6 @@ from mmsearch.retrieval.store.catalog import Catalog
 from mmsearch.retrieval.store.records import Model
 from mmsearch.retrieval.store.segments import Segment
 from mmsearch.retrieval.types import AssetMetadata, Root
-
-THIRD = {"name": "third", "identity": "third-1", "dim": 3, "max_tokens": None}
 
 
 @pytest.fixture
