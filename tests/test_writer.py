@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_kit import DIM, PRECISION, add, content_of, embed, found, key, make, prepare, ref, segment_files, vector
+from store_kit import DIM, PRECISION, add, content_of, embed, found, key, make, prepare, ref, segment_files, sql, vector
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexLocked, IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import LocalStore, NewItem, layout, lock
@@ -322,6 +322,16 @@ def test_a_flipped_bit_is_found_and_not_laundered_by_a_merge(tmp_path: Path) -> 
     after = content_of(store)
     assert sorted(after) == sorted([*before, "later.jpg", "new.jpg"])
     assert {uri: after[uri] for uri in before} == before
+
+
+def test_an_embedding_in_no_segment_is_found(tmp_path: Path) -> None:
+    store = prepare(tmp_path / "index")
+    for nowhere in (None, 99):
+        sql(store, "UPDATE embeddings SET segment_id = ? WHERE embedding_id = 1", nowhere)
+        assert store.verify() == [
+            "image-000001.seg: its embeddings are not those that the catalog names",
+            "catalog: 1 embeddings are in no segment",
+        ]
 
 
 def test_a_tombstone_of_another_segment_costs_no_row(tmp_path: Path) -> None:
