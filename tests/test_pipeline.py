@@ -468,7 +468,7 @@ def test_a_damaged_old_segment_does_not_end_a_run(
     assert counts(report) == {"added": 30, "unchanged": 1}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert segment.name in warning
-    assert "backup" in warning
+    assert "mmsearch doctor" in warning
     assert "saved" in warning
 
 
