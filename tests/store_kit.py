@@ -10,18 +10,26 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot, Writer
+from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot, Writer, layout
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Stamp
 
 DIM = 8
 PRECISION = {"precision": "fp32", "device": "cpu", "backend": "fake"}
+FAKE: dict[str, Any] = {"name": "fake", "identity": "fake-1", "dim": DIM, "max_tokens": None}
+OTHER: dict[str, Any] = {"name": "other", "identity": "other-1", "dim": DIM + 2, "max_tokens": 2}
+THIRD: dict[str, Any] = {"name": "third", "identity": "third-1", "dim": 3, "max_tokens": None}
+"""Models to change between; `OTHER` reads two characters of a text."""
+ROWS = Root(Path(layout.ROWS), 0, kind="rows")
 
 
 def key(content: str) -> bytes:
@@ -33,12 +41,24 @@ def vector(content_key: bytes) -> NDArray[np.float32]:
     return np.array([byte % 3 - 1.0 for byte in content_key[:DIM]], np.float32)
 
 
-def queries(count: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).integers(-2, 3, (count, DIM)).astype(np.float32)
+def other_vector(content_key: bytes) -> NDArray[np.float32]:
+    """The vector of the same content by `OTHER`."""
+    return np.array([byte % 5 - 2.0 for byte in content_key[-DIM - 2 :]], np.float32)
+
+
+def vector_by(identity: str, content_key: bytes) -> NDArray[np.float32]:
+    """The vector of a content by a model."""
+    if identity == THIRD["identity"]:
+        return np.array([byte % 4 - 1.0 for byte in content_key[: THIRD["dim"]]], np.float32)
+    return {"fake-1": vector, "other-1": other_vector}[identity](content_key)
+
+
+def queries(count: int, seed: int = 0, dim: int = DIM) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).integers(-2, 3, (count, dim)).astype(np.float32)
 
 
 def make(path: Path, steps: Callable[[str], None] = lambda name: None) -> LocalStore:
-    return LocalStore.create(path, model="fake", identity="fake-1", dim=DIM, steps=steps)
+    return LocalStore.create(path, model=FAKE["name"], identity=FAKE["identity"], dim=DIM, steps=steps)
 
 
 def ref(
@@ -51,8 +71,8 @@ def embed(writer: Writer, space: Modality, contents: Sequence[str]) -> None:
     known = writer.find(space, [key(content) for content in contents])
     new = [one for one in dict.fromkeys(map(key, contents)) if one not in known]
     if new:
-        rows = np.stack([vector(one) for one in new])
-        writer.embed(space, new, rows, **PRECISION)
+        identity = writer.models()[writer.model_id].identity
+        writer.embed(space, new, np.stack([vector_by(identity, one) for one in new]), **PRECISION)
 
 
 def add(
@@ -82,6 +102,91 @@ def add(
         metadata=AssetMetadata(width=4, height=3),
         items=items,
     )
+
+
+def row_ref(
+    root: Root, uri: str, *, picture: tuple[Path, str] | None = None, stamp: tuple[int, int] = (1, 1)
+) -> ItemRef:
+    """A row of a manifest, or of a program; it may belong to a picture (root, uri)."""
+    folder, owner = picture or (None, None)
+    return ItemRef(
+        str(root.path), uri, str(root.path), "text", Stamp(*stamp), owner, None if folder is None else str(folder)
+    )
+
+
+def add_row(
+    writer: Writer,
+    root: Root,
+    uri: str,
+    *texts: str,
+    picture: tuple[Path, str] | None = None,
+    meta: str | None = None,
+    stamp: tuple[int, int] = (1, 1),
+) -> None:
+    """Adds a row with its text; several texts are pieces of one."""
+    writer.root(root)
+    embed(writer, "text", texts)
+    pieces = [f"char={number}" if len(texts) > 1 else None for number in range(len(texts))]
+    writer.add(
+        row_ref(root, uri, picture=picture, stamp=stamp),
+        content_hash=key("".join(texts)),
+        metadata=AssetMetadata(),
+        items=[NewItem("text", key(text), piece, text) for piece, text in zip(pieces, texts, strict=True)],
+        meta=meta,
+    )
+
+
+def listed_ref(root: Path, uri: str, stamp: tuple[int, int] = (1, 1)) -> ItemRef:
+    """A picture that only rows name."""
+    return replace(ref(root, uri, stamp=stamp), listed=True)
+
+
+def add_listed(writer: Writer, root: Path, uri: str, content: str) -> None:
+    """Adds a picture that only rows name."""
+    writer.root(Root(root, 1))
+    embed(writer, "image", [content])
+    item = NewItem("image", key(content))
+    writer.add(listed_ref(root, uri), content_hash=key(content), metadata=AssetMetadata(), items=[item])
+
+
+def keep_texts(fragment: str | None, text: str) -> None:
+    """What `recut` is to a model that reads texts of any length."""
+
+
+def recut(fragment: str | None, text: str) -> list[NewItem] | None:
+    """Pieces of two characters; a text that is short enough stays."""
+    if len(text) <= OTHER["max_tokens"]:
+        return None
+    pieces = [text[start : start + 2] for start in range(0, len(text), 2)]
+    before = "" if fragment is None else f"{fragment}/"
+    return [NewItem("text", key(piece), f"{before}{number}", piece) for number, piece in enumerate(pieces)]
+
+
+def stage(writer: Writer, snapshot: Snapshot, leave: Collection[str] = (), model: Mapping[str, Any] = OTHER) -> int:
+    """Embeds what a snapshot has by another model, but some contents; returns the id of that model."""
+    model_id = writer.stage(**model)
+    cut = recut if model is OTHER else keep_texts
+    texts: list[bytes] = []
+    for fragment, text in snapshot.texts():
+        assert text is not None
+        texts += [piece.content_key for piece in cut(fragment, text) or [NewItem("text", key(text))]]
+    contents = {"image": [content for content, _, _ in snapshot.pictures()], "text": texts}
+    left = set(map(key, leave))
+    for space, keys in contents.items():
+        known = writer.find(space, keys, model_id)
+        new = [one for one in dict.fromkeys(keys) if one not in known and one not in left]
+        if new:
+            rows = np.stack([vector_by(model["identity"], one) for one in new])
+            writer.embed(space, new, rows, model_id=model_id, **PRECISION)
+    return model_id
+
+
+def reindex(store: LocalStore, writer: Writer, leave: Collection[str] = ()) -> int:
+    """Changes the model to `OTHER`; returns how many items were lost."""
+    with store.snapshot() as snapshot:
+        model_id = stage(writer, snapshot, leave)
+    writer.commit()
+    return writer.switch(model_id, recut)
 
 
 def brute_force(
@@ -114,6 +219,58 @@ def found(store: LocalStore, content: str, k: int = 10, space: Modality = "image
         return [(records[candidate.item_id].uri, candidate.score) for candidate in candidates]
 
 
+_CURRENT = "(SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'model_id')"
+_FLAWS = {
+    "a reference to nothing": "PRAGMA foreign_key_check",
+    "an item of another model or space": (
+        "SELECT item_id FROM items JOIN embeddings USING (embedding_id)"
+        f" WHERE model_id <> {_CURRENT} OR space <> items.modality"
+    ),
+    "an embedding in a segment of another model or space": (
+        "SELECT embedding_id FROM embeddings JOIN segments USING (segment_id)"
+        " WHERE embeddings.model_id <> segments.model_id OR embeddings.space <> segments.space"
+    ),
+    "a dead embedding without a tombstone": (
+        f"SELECT embedding_id FROM embeddings WHERE model_id = {_CURRENT}"
+        " AND embedding_id NOT IN (SELECT embedding_id FROM items)"
+        " AND embedding_id NOT IN (SELECT embedding_id FROM salvaged)"
+        " AND embedding_id NOT IN (SELECT embedding_id FROM tombstones)"
+    ),
+    "a tombstone of something alive": (
+        "SELECT embedding_id FROM tombstones JOIN embeddings USING (embedding_id)"
+        f" WHERE model_id <> {_CURRENT} OR tombstones.segment_id <> embeddings.segment_id"
+        " OR embedding_id IN (SELECT embedding_id FROM items)"
+        " OR embedding_id IN (SELECT embedding_id FROM salvaged)"
+    ),
+    "a wrong count": (
+        "SELECT modality, COUNT(*) AS n FROM items GROUP BY modality"
+        " HAVING n <> (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'items.' || modality)"
+    ),
+    "a listed picture that nothing names": (
+        "SELECT uri FROM assets AS p WHERE listed"
+        " AND NOT EXISTS (SELECT 1 FROM assets AS r WHERE r.owner_root_id = p.root_id AND r.owner_uri = p.uri)"
+    ),
+}
+
+
+def flaws(store: LocalStore) -> list[str]:
+    """What must hold in every generation and does not; reads all of it."""
+    found = store.verify()
+    for name, query in _FLAWS.items():
+        found += [f"{name}: {row}" for row in sql(store, query)]
+    return found
+
+
+def sql(store: LocalStore, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """The rows of a query to the catalog; what it changes is committed."""
+    connection = sqlite3.connect(store.path / layout.CATALOG)
+    try:
+        with connection:
+            return connection.execute(query, parameters).fetchall()
+    finally:
+        connection.close()
+
+
 def segment_files(store: LocalStore) -> set[str]:
     return set(os.listdir(store.path / "segments"))
 
@@ -135,6 +292,25 @@ def prepare(path: Path) -> LocalStore:
     return store
 
 
+def enrich(store: LocalStore) -> None:
+    """Adds to what `prepare` made all that came with format 2."""
+    photos = store.path.parent
+    captions = Root(photos / "captions.csv", 1, kind="manifest", columns='{"text": "caption"}')
+    with store.writer() as writer:
+        add(writer, photos, "private/d.jpg", "d")
+        add_listed(writer, photos, "named.jpg", "named")
+        add_row(writer, captions, "id=a%2Fb~2", "six", picture=(photos, "named.jpg"), meta='{"by": "me"}')
+        add_row(writer, ROWS, "id=seven", "seven")
+        writer.scanned(captions)
+        writer.scanned(Root(photos, 1), mounts=["usb"])
+        writer.commit()
+        writer.take_out(str(photos), "private")
+        model_id = writer.stage(**OTHER)
+        row = other_vector(key("a"))[None]
+        writer.embed("image", [key("a")], row, model_id=model_id, **PRECISION)
+        writer.commit()
+
+
 def change(writer: Writer, root: Path) -> None:
     """Every kind of change at once."""
     add(writer, root, "a.jpg", "new a", stamp=(2, 2))
@@ -150,14 +326,20 @@ def run_scenario(scenario: str, path: Path, steps: Callable[[str], None]) -> Non
     if scenario == "create":
         make(path, steps)
     elif scenario == "migrate":
-        from mmsearch.retrieval.store import layout, migrations
+        from mmsearch.retrieval.store import migrations
 
-        layout.FORMAT_VERSION = 3
+        layout.FORMAT_VERSION = 4
         migrations.MIGRATIONS = {
-            2: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN two TEXT") and None,
+            **migrations.MIGRATIONS,
             3: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN three TEXT") and None,
+            4: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN four TEXT") and None,
         }
         LocalStore.open(path, steps=steps)
+    elif scenario == "reindex":
+        store = LocalStore.open(path, steps=steps)
+        if store.identity != OTHER["identity"]:
+            with store.writer() as writer:
+                reindex(store, writer)
     else:
         with LocalStore.open(path, steps=steps).writer() as writer:
             if scenario == "commit":

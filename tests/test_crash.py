@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from store_kit import change, content_of, make, prepare, run_scenario, segment_files
+from store_kit import (
+    change,
+    content_of,
+    enrich,
+    flaws,
+    make,
+    prepare,
+    reindex,
+    run_scenario,
+    segment_files,
+    sql,
+)
 
 from mmsearch.retrieval.errors import IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import LocalStore, Snapshot, is_index, layout
@@ -57,20 +68,14 @@ def copy(index: Path, to: Path) -> LocalStore:
 
 
 def sound(store: LocalStore) -> None:
-    assert store.verify() == []
+    assert flaws(store) == []
     with store.snapshot() as snapshot:
         items = sum(len(snapshot.item_ids(space)) for space in snapshot.counts)
         assert items == sum(snapshot.counts.values())
 
 
 def files_named_by_catalog(store: LocalStore) -> set[str]:
-    from mmsearch.retrieval.store import reader
-
-    connection = reader.connect(store.path)
-    try:
-        return {row[0] for row in connection.execute("SELECT filename FROM segments")}
-    finally:
-        connection.close()
+    return {name for (name,) in sql(store, "SELECT filename FROM segments")}
 
 
 @pytest.mark.parametrize("scenario", ["commit", "merge"])
@@ -104,6 +109,36 @@ def test_killed_at_every_step(run: Run, tmp_path: Path, scenario: str) -> None:
         sound(store)
 
 
+def test_killed_while_the_model_changes(run: Run, tmp_path: Path) -> None:
+    original = prepare(tmp_path / "index")
+    enrich(original)
+    before = content_of(original)
+    whole = copy(original.path, tmp_path / "whole")
+    code, steps = run("reindex", whole.path, -1)
+    after = content_of(whole)
+    assert code == 0
+    segment = [f"segment:{name}" for name in SEGMENT]
+    staging = ["commit:segments", *segment, *segment, "commit:catalog", "commit:commit", "commit:done"]
+    switching = ["switch:catalog", "switch:commit", "switch:unlink", "switch:done"]
+    assert steps == staging + switching
+    for fatal, step in enumerate(steps):
+        store = copy(original.path, tmp_path / f"killed-{fatal}")
+        code, reached = run("reindex", store.path, fatal)
+        assert (code, reached[-1]) == (-signal.SIGKILL, step)
+        switched = step in ("switch:unlink", "switch:done")
+        assert content_of(store) == (after if switched else before), step
+        assert LocalStore.open(store.path).identity == ("other-1" if switched else "fake-1")
+        sound(store)
+        with store.writer():  # sweeps
+            pass
+        assert segment_files(store) == files_named_by_catalog(store), step
+        staged = step == "commit:done" or step.startswith("switch:")
+        left = [] if switched else switching if staged else steps
+        assert run("reindex", store.path, -1) == (0, left)  # what was embedded is not embedded again
+        assert content_of(store) == after, step
+        sound(store)
+
+
 def test_killed_while_it_is_made(run: Run, tmp_path: Path) -> None:
     code, steps = run("create", tmp_path / "whole", -1)
     assert code == 0
@@ -125,7 +160,7 @@ def test_killed_while_it_is_migrated(run: Run, tmp_path: Path) -> None:
     before = content_of(original)
     code, steps = run("migrate", copy(original.path, tmp_path / "whole").path, -1)
     assert code == 0
-    assert steps == ["migrate:2", "migrate:2:commit", "migrate:3", "migrate:3:commit"]
+    assert steps == ["migrate:3", "migrate:3:commit", "migrate:4", "migrate:4:commit"]
     for fatal in range(len(steps)):
         store = copy(original.path, tmp_path / f"killed-{fatal}")
         assert run("migrate", store.path, fatal) == (-signal.SIGKILL, steps[: fatal + 1])
@@ -133,11 +168,25 @@ def test_killed_while_it_is_migrated(run: Run, tmp_path: Path) -> None:
         assert run("migrate", store.path, -1) == (0, left)
         assert run("migrate", store.path, -1) == (0, [])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layout, "FORMAT_VERSION", 3)
+            patch.setattr(layout, "FORMAT_VERSION", 4)
             assert content_of(store) == before
 
 
-@pytest.mark.parametrize("scenario", ["commit", "merge"])
+def test_killed_while_a_kept_index_is_migrated(run: Run, tmp_path: Path) -> None:
+    sample = Path(__file__).parent / "samples" / "format-1"
+    steps = ["migrate:2", "migrate:2:commit"]
+    shutil.copytree(sample, tmp_path / "whole")
+    after = content_of(LocalStore.open(tmp_path / "whole"))
+    for fatal in range(len(steps)):
+        path = tmp_path / f"killed-{fatal}"
+        shutil.copytree(sample, path)
+        assert run("merge", path, fatal) == (-signal.SIGKILL, steps[: fatal + 1])
+        store = LocalStore.open(path)
+        assert content_of(store) == after
+        sound(store)
+
+
+@pytest.mark.parametrize("scenario", ["commit", "merge", "reindex"])
 def test_a_full_disk_at_every_step_loses_nothing(tmp_path: Path, scenario: str) -> None:
     original = prepare(tmp_path / "index")
     before = content_of(original)
@@ -158,12 +207,16 @@ def test_a_full_disk_at_every_step_loses_nothing(tmp_path: Path, scenario: str) 
             with pytest.raises(IndexUnusable, match="No space left on device; everything committed before is safe"):
                 if scenario == "commit":
                     change(writer, store.path.parent)
-                else:
+                elif scenario == "merge":
                     writer.merge()
+                else:
+                    reindex(store, writer)
             assert content_of(store) == before, step
             if scenario == "commit":  # the same writer goes on once there is room
                 change(writer, store.path.parent)
                 writer.merge()
+            elif scenario == "reindex":
+                reindex(store, writer)
         sound(store)
         with store.writer():
             pass

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_kit import DIM, PRECISION, add, content_of, embed, found, key, make, prepare, ref, segment_files, vector
+from store_kit import DIM, PRECISION, add, content_of, embed, found, key, make, prepare, ref, segment_files, sql, vector
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexLocked, IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import LocalStore, NewItem, layout, lock
@@ -314,7 +314,7 @@ def test_a_flipped_bit_is_found_and_not_laundered_by_a_merge(tmp_path: Path) -> 
     before = content_of(store)
     with store.writer() as writer:
         add(writer, tmp_path, "new.jpg", "new")
-        with pytest.raises(IndexCorrupt, match=r"image-000001.seg is damaged .* kept.* restore the index"):
+        with pytest.raises(IndexCorrupt, match=r"image-000001.seg is damaged .* kept.*`mmsearch doctor`"):
             writer.merge()
         add(writer, tmp_path, "later.jpg", "later")  # the writer goes on
         writer.commit()
@@ -324,6 +324,16 @@ def test_a_flipped_bit_is_found_and_not_laundered_by_a_merge(tmp_path: Path) -> 
     assert {uri: after[uri] for uri in before} == before
 
 
+def test_an_embedding_in_no_segment_is_found(tmp_path: Path) -> None:
+    store = prepare(tmp_path / "index")
+    for nowhere in (None, 99):
+        sql(store, "UPDATE embeddings SET segment_id = ? WHERE embedding_id = 1", nowhere)
+        assert store.verify() == [
+            "image-000001.seg: its embeddings are not those that the catalog names",
+            "catalog: 1 embeddings are in no segment",
+        ]
+
+
 def test_a_tombstone_of_another_segment_costs_no_row(tmp_path: Path) -> None:
     store = prepare(tmp_path / "index")
     before = content_of(store)
@@ -331,7 +341,7 @@ def test_a_tombstone_of_another_segment_costs_no_row(tmp_path: Path) -> None:
     with connection:
         assert connection.execute("UPDATE tombstones SET segment_id = 2").rowcount == 1
     connection.close()
-    with store.writer() as writer, pytest.raises(IndexCorrupt, match=r"image-000002.seg is not .* restore the index"):
+    with store.writer() as writer, pytest.raises(IndexCorrupt, match=r"image-000002.seg is not .*`mmsearch doctor`"):
         writer.merge()
     assert content_of(store) == before
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from store_kit import prepare
+from store_kit import enrich, prepare
 
 from mmsearch.retrieval.store import layout
 
@@ -18,6 +18,7 @@ def main() -> None:
     target = Path(__file__).parent / f"format-{layout.FORMAT_VERSION}"
     with tempfile.TemporaryDirectory() as folder:
         store = prepare(Path(folder) / "photos" / "index")
+        enrich(store)
         (store.path / layout.LOCK).unlink()
         for name in ("-wal", "-shm"):
             log = store.path / f"{layout.CATALOG}{name}"
