@@ -35,7 +35,7 @@ def write(path: Path, rows: NDArray[Any], dtype: str = "float32", first_id: int 
         space="image",
         dim=dim,
         dtype=dtype,  # type: ignore[arg-type]
-        identity="fake-1",
+        about={"identity": "fake-1"},
         steps=lambda name: None,
     )
     segment = Segment(path)
@@ -156,7 +156,7 @@ def test_a_header_without_a_field_is_refused(tmp_path: Path, field: str) -> None
     header = json.loads(data[5:4096])
     del header[field]
     path.write_bytes(data[:5] + json.dumps(header).encode().ljust(4091) + data[4096:])
-    with pytest.raises(IndexCorrupt, match=rf"{re.escape(str(path))} is not .*; restore the index from a backup"):
+    with pytest.raises(IndexCorrupt, match=rf"{re.escape(str(path))} is not .*; `mmsearch doctor`"):
         Segment(path)
 
 

@@ -238,23 +238,31 @@ def test_searches_from_many_threads_while_a_writer_works(store: LocalStore, phot
 # By construction
 
 
+def parameters_of(statement: str) -> list[str | int]:
+    values: list[str | int] = ["[]"] * statement.count("?")
+    return [*values[:-1], 1] if statement.endswith("LIMIT ?") else values
+
+
 def test_every_statement_of_the_reader_fits_the_schema(store: LocalStore) -> None:
     connection = reader.connect(store.path)
     try:
         for name, statement in reader.SQL.items():
-            parameters = ["[]"] * statement.count("?")
+            parameters = parameters_of(statement)
             assert connection.execute(f"EXPLAIN {statement}", parameters).fetchall(), name
             connection.execute(statement, parameters).fetchall()
     finally:
         connection.close()
 
 
-@pytest.mark.parametrize("name", ["items_of_embeddings", "embeddings_of_items", "items", "items_of_hash", "assets"])
+@pytest.mark.parametrize(
+    "name",
+    ["items_of_embeddings", "embeddings_of_items", "items", "items_of_hash", "assets", "assets_at", "removed"],
+)
 def test_no_statement_of_a_query_reads_a_whole_table(store: LocalStore, name: str) -> None:
     connection = reader.connect(store.path)
     try:
         statement = reader.SQL[name]
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", ["[]"] * statement.count("?")).fetchall()
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters_of(statement)).fetchall()
     finally:
         connection.close()
     scans = [row[3] for row in plan if row[3].startswith("SCAN") and "json_each" not in row[3]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,7 +179,26 @@ def test_a_damaged_catalog_is_a_clear_error(tmp_path: Path) -> None:
         with pytest.raises(IndexCorrupt, match=r"catalog of .* cannot be read"):
             opener(store.path)
     catalog.write_bytes(b"no catalog at all" * 50)
+    for opener in (LocalStore.open, Snapshot.open, make):
+        with pytest.raises(IndexCorrupt, match=r"catalog of the index at .* is damaged, its vectors are there"):
+            opener(store.path)
+    catalog.unlink()
+    for opener in (LocalStore.open, Snapshot.open, make):
+        with pytest.raises(IndexCorrupt, match=r"catalog of the index at .* is missing, its vectors are there"):
+            opener(store.path)
+    shutil.rmtree(store.path / "segments")
     with pytest.raises(IndexNotFound):
+        Snapshot.open(store.path)
+
+
+@pytest.mark.parametrize("gone", ["DELETE FROM models", "DELETE FROM meta WHERE key = 'generation'"])
+def test_a_catalog_without_its_first_facts_is_a_clear_error(tmp_path: Path, gone: str) -> None:
+    store = prepare(tmp_path / "index")
+    connection = sqlite3.connect(store.path / layout.CATALOG)
+    with connection:
+        connection.execute(gone)
+    connection.close()
+    with pytest.raises(IndexCorrupt, match=r"catalog of .* cannot be read"):
         Snapshot.open(store.path)
 
 

@@ -314,7 +314,7 @@ def test_a_flipped_bit_is_found_and_not_laundered_by_a_merge(tmp_path: Path) -> 
     before = content_of(store)
     with store.writer() as writer:
         add(writer, tmp_path, "new.jpg", "new")
-        with pytest.raises(IndexCorrupt, match=r"image-000001.seg is damaged .* kept.* restore the index"):
+        with pytest.raises(IndexCorrupt, match=r"image-000001.seg is damaged .* kept.*`mmsearch doctor`"):
             writer.merge()
         add(writer, tmp_path, "later.jpg", "later")  # the writer goes on
         writer.commit()
@@ -331,7 +331,7 @@ def test_a_tombstone_of_another_segment_costs_no_row(tmp_path: Path) -> None:
     with connection:
         assert connection.execute("UPDATE tombstones SET segment_id = 2").rowcount == 1
     connection.close()
-    with store.writer() as writer, pytest.raises(IndexCorrupt, match=r"image-000002.seg is not .* restore the index"):
+    with store.writer() as writer, pytest.raises(IndexCorrupt, match=r"image-000002.seg is not .*`mmsearch doctor`"):
         writer.merge()
     assert content_of(store) == before
 

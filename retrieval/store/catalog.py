@@ -209,38 +209,39 @@ class Catalog:
         self._index = index
         self._engine = connect(index / layout.CATALOG)
         self._connection = self._engine.connect()
-        self._begin()
         self.item_counts: dict[str, int] = defaultdict(int)  # changes of this transaction, by modality
         self._known: dict[tuple[int, str], dict[bytes, int]] = {}  # embeddings that this transaction has met
         self.touched: set[int] = set()  # embeddings that won or lost items in this transaction
+        self._model_id: int | None = None
+        self._salvaging: bool | None = None  # whether anything is salvaged; both read when first needed
 
     def close(self) -> None:
         """Ends the transaction without its changes and closes the connection."""
         self._connection.close()
         self._engine.dispose()
 
-    def _begin(self) -> None:
-        """Reads what holds for a whole transaction of the writer."""
-        self.model_id = int(self.meta()["model_id"])
-        self._salvaging = self._any_salvaged()
-        self._connection.rollback()
+    @property
+    def model_id(self) -> int:
+        """The current model, to the end of the transaction the one that was committed."""
+        if self._model_id is None:
+            self._model_id = int(self.meta()["model_id"])
+        return self._model_id
 
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
-        self._connection.rollback()
         self._forget()
-        self._begin()
+        self._connection.rollback()
 
     def commit(self) -> None:
         """Publishes everything since the last commit at once; on the medium when it returns."""
         self._connection.commit()
         self._forget()
-        self._begin()
 
     def _forget(self) -> None:
         self.item_counts.clear()
         self.touched.clear()
         self._known.clear()
+        self._model_id = self._salvaging = None
 
     # Meta and roots
 
@@ -330,17 +331,26 @@ class Catalog:
 
     def replace_texts(self, recut: Callable[[str | None, str], list[NewItem] | None], model_id: int) -> None:
         """Replaces text items by others whose vectors a model has, where `recut` (fragment, text) gives some."""
-        query = sa.select(ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text, ITEMS.c.embedding_id)
-        for row in self._connection.execute(query.where(ITEMS.c.modality == "text")).all():
-            pieces = recut(row.fragment, row.text) if row.text is not None else None
+        for row in self._texts():
+            pieces = recut(row["fragment"], row["text"]) if row["text"] is not None else None
             if pieces is None:
                 continue
             ids = self.embedding_ids("text", [piece.content_key for piece in pieces], model_id)
             if len(ids) < len({piece.content_key for piece in pieces}):
                 continue  # not embedded: `repoint_items` sees to the whole item
-            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == row.item_id))
+            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == row["item_id"]))
             self.item_counts["text"] -= 1
-            self.insert_items(row.asset_id, pieces, [ids[piece.content_key] for piece in pieces])
+            self.insert_items(row["asset_id"], pieces, [ids[piece.content_key] for piece in pieces])
+
+    def _texts(self) -> Iterator[sa.RowMapping]:
+        """Every text item, in pages: their texts may not fit in memory. Those added on the way are left out."""
+        last = self._connection.execute(sa.select(sa.func.max(ITEMS.c.item_id))).scalar() or 0
+        query = sa.select(ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text)
+        texts = query.where(ITEMS.c.modality == "text", ITEMS.c.item_id <= last).order_by(ITEMS.c.item_id)
+        after = 0
+        while page := self._connection.execute(texts.where(ITEMS.c.item_id > after).limit(_CHUNK)).mappings().all():
+            yield from page
+            after = page[-1]["item_id"]
 
     def repoint_items(self, model_id: int) -> int:
         """Points every item to the vector of its content by another model; returns how many items have none.
@@ -373,7 +383,10 @@ class Catalog:
         return len(lost)
 
     def switch_model(self, model_id: int, generation: int) -> None:
-        """Makes another model, which all items point to, the current one, and drops the one before."""
+        """Makes another model, which all items point to, the current one, and drops the one before.
+
+        The transaction has to be committed next.
+        """
         self.drop_model(self.model_id)
         pointed_to = sa.select(ITEMS.c.item_id).where(ITEMS.c.embedding_id == EMBEDDINGS.c.embedding_id)
         unused = sa.select(EMBEDDINGS.c.embedding_id, EMBEDDINGS.c.segment_id, sa.literal(generation)).where(
@@ -413,15 +426,25 @@ class Catalog:
         return ids
 
     def smallest_items(self, ids: Sequence[int]) -> dict[int, int]:
-        """Embedding ids to the smallest item id that points to each; those without items are left out."""
+        """Embedding ids to the smallest item id of the same content; those without items are left out.
+
+        Of a model that is being changed to, these are the items that will point to it. Embeddings that wait for
+        their content to be found again keep the item that they had.
+        """
         found: dict[int, int] = {}
+        mine, current = EMBEDDINGS.alias(), EMBEDDINGS.alias()
+        same = sa.and_(
+            current.c.model_id == self.model_id,
+            current.c.space == mine.c.space,
+            current.c.content_key == mine.c.content_key,
+        )
+        joined = mine.join(current, same).join(ITEMS, ITEMS.c.embedding_id == current.c.embedding_id)
+        smallest = sa.select(mine.c.embedding_id, sa.func.min(ITEMS.c.item_id)).select_from(joined)
         for chunk in _chunks(ids):
-            query = (
-                sa.select(ITEMS.c.embedding_id, sa.func.min(ITEMS.c.item_id))
-                .where(ITEMS.c.embedding_id.in_(chunk))
-                .group_by(ITEMS.c.embedding_id)
-            )
-            found.update((id_, item) for id_, item in self._connection.execute(query))
+            waiting = sa.select(SALVAGED).where(SALVAGED.c.embedding_id.in_(chunk))
+            pointed_to = smallest.where(mine.c.embedding_id.in_(chunk)).group_by(mine.c.embedding_id)
+            for query in (waiting, pointed_to):
+                found.update((id_, item) for id_, item in self._connection.execute(query))
         return found
 
     def update_tombstones(self, generation: int) -> None:
@@ -506,12 +529,16 @@ class Catalog:
 
     def assets_below(self, root_id: int, uri: str = "") -> list[tuple[int, str]]:
         """Ids and uris of the asset at `uri` and of all below it as a folder; of the whole root for an empty one."""
-        query = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(ASSETS.c.root_id == root_id)
+        all_ = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(ASSETS.c.root_id == root_id)
+        queries = [all_]
         if uri:
-            # Uris are ASCII and "0" follows "/": a range of the index, in which `%` and `_` mean nothing.
-            below = sa.and_(ASSETS.c.uri >= f"{uri}/", ASSETS.c.uri < f"{uri}0")
-            query = query.where((ASSETS.c.uri == uri) | below)
-        return [(row.asset_id, row.uri) for row in self._connection.execute(query.order_by(ASSETS.c.asset_id))]
+            # Uris are ASCII and "0" follows "/": a range of the index, in which `%` and `_` mean nothing. Two queries,
+            # because SQLite would read the whole root for `or`.
+            queries = [
+                all_.where(ASSETS.c.uri == uri),
+                all_.where(ASSETS.c.uri >= f"{uri}/", ASSETS.c.uri < f"{uri}0"),
+            ]
+        return sorted((row.asset_id, row.uri) for query in queries for row in self._connection.execute(query))
 
     def has_content(self, asset_id: int) -> bool:
         """Whether an asset was ever read successfully."""
@@ -580,11 +607,10 @@ class Catalog:
 
     # What a lost catalog left behind
 
-    def _any_salvaged(self) -> bool:
-        return self._connection.execute(sa.select(SALVAGED.c.embedding_id).limit(1)).first() is not None
-
     def _claim_salvaged(self, embedding_ids: Sequence[int]) -> dict[int, int]:
         """Item ids that embeddings had before the catalog was lost; each is given out once."""
+        if self._salvaging is None:
+            self._salvaging = self._connection.execute(sa.select(SALVAGED.c.embedding_id).limit(1)).first() is not None
         if not self._salvaging:
             return {}
         found: dict[int, int] = {}

@@ -67,7 +67,7 @@ def diff(
             or owner != ref.owner
             or modality != ref.modality
             or (listed and not ref.listed)
-            or (ref.owner_root is not None and roots.id(ref.owner_root) != owner_root_id)
+            or (owner is not None and roots.id(ref.owner_root or ref.root) != owner_root_id)
         ):
             changed.append(ref)
         elif error is None:

@@ -29,12 +29,22 @@ def _no_steps(name: str) -> None:
 
 
 def upgrade(path: Path, steps: Steps = _no_steps) -> None:
-    """Migrates an index of an old format, under its lock."""
+    """Migrates an index of an old format, under its lock.
+
+    Raises:
+        IndexUnusable: the disk is full or cannot be written to; the index stays as it was.
+    """
     from mmsearch.retrieval.store import migrations
+    from mmsearch.retrieval.store.catalog import CATALOG_ERRORS
 
     lock = Lock(path)
     try:
         migrations.migrate(path, steps)
+    except (OSError, *CATALOG_ERRORS) as error:
+        reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
+        raise IndexUnusable(
+            f"cannot bring the index at {path} to format {layout.FORMAT_VERSION}: {reason}; it is as it was"
+        ) from error
     finally:
         lock.release()
 
@@ -196,7 +206,10 @@ class LocalStore:
                 held = "SELECT embedding_id FROM embeddings WHERE segment_id = ? ORDER BY embedding_id"
                 if [row[0] for row in connection.execute(held, (segment_id,))] != segment.ids.tolist():
                     problems.append(f"{filename}: its embeddings are not those that the catalog names")
-            query = "SELECT COUNT(*) FROM embeddings WHERE segment_id NOT IN (SELECT segment_id FROM segments)"
+            query = (
+                "SELECT COUNT(*) FROM embeddings"
+                " WHERE segment_id IS NULL OR segment_id NOT IN (SELECT segment_id FROM segments)"
+            )
             if lost := connection.execute(query).fetchone()[0]:
                 problems.append(f"catalog: {lost} embeddings are in no segment")
         finally:

@@ -124,7 +124,7 @@ def is_old(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("PRAGMA user_version").fetchone()[0] < layout.FORMAT_VERSION)
 
 
-def _corrupt(path: Path, error: sqlite3.Error) -> IndexCorrupt:
+def _corrupt(path: Path, error: Exception) -> IndexCorrupt:
     return IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}")
 
 
@@ -242,6 +242,9 @@ class Snapshot:
                 layout.require_index(path)
                 if attempt == _ATTEMPTS - 1:
                     raise IndexCorrupt(f"{error.filename} is missing; {layout.RESTORE}") from error
+            except (IndexError, KeyError) as error:  # no generation, no model
+                connection.close()
+                raise _corrupt(path, error) from error
             except BaseException:
                 connection.close()
                 raise

@@ -70,7 +70,7 @@ class ItemRecord:
     fragment: str | None
     modality: Modality
     text: str | None
-    content_hash: bytes
+    content_hash: bytes | None
     owner: str | None
     width: int | None
     height: int | None

@@ -49,7 +49,7 @@ class Writer:
         self._dirty = False  # something that readers could see has changed
         self._touched_rows = False  # something has changed
         self._roots: dict[str, int] = {}  # paths as the caller writes them
-        self._unfilled: dict[tuple[str, bytes], int] = {}  # embeddings whose vector has not come yet
+        self._unfilled: set[tuple[int, str, bytes]] = set()  # model, space, key of vectors that have not come yet
         self._left: set[tuple[int, str]] = set()  # pictures that rows of manifests have let go
         self._vectors: dict[Kind, list[Batch]] = {}
         try:
@@ -176,8 +176,9 @@ class Writer:
         By the current model, or by the one of that id.
         """
         with self._guard():
+            model_id = model_id or self._catalog.model_id
             found = self._catalog.embedding_ids(space, keys, model_id)
-        return {key: id_ for key, id_ in found.items() if (space, key) not in self._unfilled}
+        return {key: id_ for key, id_ in found.items() if (model_id, space, key) not in self._unfilled}
 
     def asset_by_hash(self, content_hash: bytes) -> list[AssetRecord]:
         """Assets that had this content when they were last read, oldest first, this transaction's included.
@@ -202,7 +203,8 @@ class Writer:
     ) -> bool:
         """Sets the asset at `ref.uri` and its items, in place of what was there; returns whether it had been good.
 
-        `meta` is the JSON object of a row's further columns. The vectors of the items come through `embed`, before or after, in this transaction or an earlier one.
+        `meta` is the JSON object of a row's further columns. The vectors of the items come through `embed`, before or
+        after, in this transaction or an earlier one.
         """
         for item in items:
             _checked(item.content_key)
@@ -228,7 +230,7 @@ class Writer:
                 keys = [item.content_key for item in items if item.modality == space]
                 found = self._catalog.embedding_ids(space, keys)
                 reserved = self._catalog.reserve(space, [key for key in keys if key not in found])
-                self._unfilled.update({(space, key): id_ for key, id_ in reserved.items()})
+                self._unfilled.update((self._catalog.model_id, space, key) for key in reserved)
                 ids.update({(space, key): id_ for key, id_ in (found | reserved).items()})
             embeddings = [ids[item.modality, item.content_key] for item in items]
             self._catalog.insert_items(asset_id, items, embeddings)
@@ -258,8 +260,9 @@ class Writer:
             model_id: of the model whose vectors these are; the current one by default.
         """
         rows = np.asarray(rows, np.float32)
-        model_id = model_id or self._catalog.model_id
-        dim = self._segments.model(model_id).dim
+        with self._guard():
+            model_id = model_id or self._catalog.model_id
+            dim = self._segments.model(model_id).dim
         if rows.shape != (len(keys), dim):
             raise ValueError(f"rows must have shape ({len(keys)}, {dim}), not {rows.shape}")
         if not np.isfinite(rows).all():
@@ -268,13 +271,12 @@ class Writer:
             known = self._catalog.embedding_ids(space, keys, model_id)
             first: dict[bytes, int] = {}
             for number, key in enumerate(keys):
-                if key not in known or (space, key) in self._unfilled:
+                if key not in known or (model_id, space, key) in self._unfilled:
                     first.setdefault(_checked(key), number)
             if not first:
                 return
             known |= self._catalog.reserve(space, [key for key in first if key not in known], model_id)
-            for key in first:
-                self._unfilled.pop((space, key), None)
+            self._unfilled.difference_update((model_id, space, key) for key in first)
             ids = np.array([known[key] for key in first], np.int64)
             key_bytes = np.frombuffer(b"".join(first), np.uint8).reshape(-1, KEY_BYTES)
             batch = Batch(ids, key_bytes, rows[list(first.values())])
@@ -291,14 +293,17 @@ class Writer:
             asset_id = self._catalog.find_asset(self._root_id(root), old_uri)
             if asset_id is None:
                 raise KeyError(old_uri)
-            new_root = self._root_id(ref.root)
-            there = self._catalog.find_asset(new_root, ref.uri)
+            old, new = (self._root_id(root), old_uri), (self._root_id(ref.root), ref.uri)
+            there = self._catalog.find_asset(*new)
             if there is not None and there != asset_id:
+                self._leave_picture(there)
                 self._catalog.delete_asset(there)
             self._leave_picture(asset_id)
             values = {"status": "ok", "error": None}
-            self._catalog.update_asset(asset_id, new_root, self._owner_root_id(ref), ref, values)
-            self._catalog.follow_picture((self._root_id(root), old_uri), (new_root, ref.uri))
+            self._catalog.update_asset(asset_id, new[0], self._owner_root_id(ref), ref, values)
+            self._catalog.follow_picture(old, new)
+            if old in self._left:
+                self._left.add(new)
             self._changed()
 
     def touch(self, ref: ItemRef) -> None:
@@ -325,6 +330,8 @@ class Writer:
             values = {"status": "failed", "error": error}
             if asset_id is None:
                 values["indexed_at"] = _now()
+            else:
+                self._leave_picture(asset_id)
             self._catalog.update_asset(asset_id, root_id, self._owner_root_id(ref), ref, values)
             self._changed()
 
@@ -372,7 +379,8 @@ class Writer:
     @property
     def model_id(self) -> int:
         """Id of the current model."""
-        return self._catalog.model_id
+        with self._guard():
+            return self._catalog.model_id
 
     def stage(self, name: str, identity: str, dim: int, max_tokens: int | None) -> int:
         """The id of a model to change to; what an earlier, unfinished change to it has embedded is there already.
@@ -386,6 +394,7 @@ class Writer:
                     return model.model_id
                 if model.model_id != self._catalog.model_id:
                     self._catalog.drop_model(model.model_id)
+                    self._vectors = {kind: some for kind, some in self._vectors.items() if kind[0] != model.model_id}
             self._changed(visible=False)
             return self._catalog.add_model(name, identity, dim, max_tokens)
 
@@ -398,10 +407,15 @@ class Writer:
 
         Returns:
             How many items had no vector by the new model and were removed; their files look changed to a scan.
+
+        Raises:
+            ValueError: no model of that id is staged.
         """
         self.commit()
         try:
             with self._guard():
+                if model_id == self._catalog.model_id or model_id not in self._catalog.models():
+                    raise ValueError(f"no model {model_id} is staged")
                 generation = int(self._catalog.meta()["generation"]) + 1
                 self._steps("switch:catalog")
                 self._catalog.replace_texts(recut, model_id)
@@ -443,7 +457,7 @@ class Writer:
         meta = self._catalog.meta()
         generation = int(meta["generation"])
         if self._unfilled:
-            space, key = next(iter(self._unfilled))
+            _, space, key = min(self._unfilled)
             raise ValueError(f"{len(self._unfilled)} items have no vector, the first {space} {key.hex()}")
         if not layout.is_index(self._path):
             raise IndexNotFound(f"the index at {self._path} was removed while it was written to")
@@ -473,9 +487,9 @@ class Writer:
 
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
-        self._catalog.rollback()
         self._roots.clear()
         self._reset()
+        self._catalog.rollback()
 
     def _reset(self) -> None:
         self._dirty = self._touched_rows = False
