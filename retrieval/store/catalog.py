@@ -330,22 +330,31 @@ class Catalog:
         self._connection.execute(sa.delete(MODELS).where(MODELS.c.model_id == model_id))
 
     def replace_texts(self, recut: Callable[[str | None, str], list[NewItem] | None], model_id: int) -> None:
-        """Replaces text items by others whose vectors a model has, where `recut` (fragment, text) gives some."""
+        """Replaces text items by what `recut` (fragment, text) makes of them and a model has the vectors of.
+
+        An item that becomes a single one keeps its id.
+        """
         for row in self._texts():
             pieces = recut(row["fragment"], row["text"]) if row["text"] is not None else None
-            if pieces is None:
+            if pieces is None or [piece.content_key for piece in pieces] == [row["content_key"]]:
                 continue
             ids = self.embedding_ids("text", [piece.content_key for piece in pieces], model_id)
             if len(ids) < len({piece.content_key for piece in pieces}):
                 continue  # not embedded: `repoint_items` sees to the whole item
-            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == row["item_id"]))
+            mine = ITEMS.c.item_id == row["item_id"]
+            if len(pieces) == 1:
+                self._connection.execute(sa.update(ITEMS).where(mine), {"embedding_id": ids[pieces[0].content_key]})
+                continue
+            self._connection.execute(sa.delete(ITEMS).where(mine))
             self.item_counts["text"] -= 1
             self.insert_items(row["asset_id"], pieces, [ids[piece.content_key] for piece in pieces])
 
     def _texts(self) -> Iterator[sa.RowMapping]:
         """Every text item, in pages: their texts may not fit in memory. Those added on the way are left out."""
         last = self._connection.execute(sa.select(sa.func.max(ITEMS.c.item_id))).scalar() or 0
-        query = sa.select(ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text)
+        query = sa.select(
+            ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text, EMBEDDINGS.c.content_key
+        ).join(EMBEDDINGS, EMBEDDINGS.c.embedding_id == ITEMS.c.embedding_id)
         texts = query.where(ITEMS.c.modality == "text", ITEMS.c.item_id <= last).order_by(ITEMS.c.item_id)
         after = 0
         while page := self._connection.execute(texts.where(ITEMS.c.item_id > after).limit(_CHUNK)).mappings().all():

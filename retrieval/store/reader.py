@@ -60,14 +60,17 @@ SQL = {
         f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id IN (SELECT value FROM json_each(?))"
     ),
     "items_after": (
-        f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id > ? ORDER BY item_id LIMIT ?"
+        f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id > ? AND item_id <= ?"
+        " ORDER BY item_id LIMIT ?"
     ),
     "pictures": (
         "SELECT item_id, content_key, root_id, uri, content_hash FROM items JOIN assets USING (asset_id)"
-        " JOIN embeddings USING (embedding_id) WHERE items.modality = 'image' AND item_id > ? ORDER BY item_id LIMIT ?"
+        " JOIN embeddings USING (embedding_id) WHERE items.modality = 'image' AND item_id > ? AND item_id <= ?"
+        " ORDER BY item_id LIMIT ?"
     ),
     "texts": (
-        "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? ORDER BY item_id LIMIT ?"
+        "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? AND item_id <= ?"
+        " ORDER BY item_id LIMIT ?"
     ),
     "items_of_hash": ("SELECT item_id FROM items JOIN assets USING (asset_id) WHERE content_hash = ? ORDER BY item_id"),
     "roots": (
@@ -84,6 +87,7 @@ SQL = {
 
 _ATTEMPTS = 10
 _PAGE = 1000
+_LAST = 2**63 - 1
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -384,25 +388,27 @@ class Snapshot:
         fields = (item_id, asset_id, place, uri, path, fragment, modality, text, content_hash, owner, *rest, id_)
         return ItemRecord(*fields)
 
-    def _paged(self, name: str) -> Iterator[tuple[Any, ...]]:
-        last = 0
-        while rows := self._rows(name, last, _PAGE):
+    def _paged(self, name: str, after: int = 0, last: int = _LAST) -> Iterator[tuple[Any, ...]]:
+        while rows := self._rows(name, after, last, _PAGE):
             yield from rows
-            last = rows[-1][0]
+            after = rows[-1][0]
 
     def all_items(self) -> Iterator[ItemRecord]:
         """Every item, by id, a page at a time."""
         return map(self._record, self._paged("items_after"))
 
-    def pictures(self) -> Iterator[tuple[bytes, bytes | None, str | None]]:
-        """Of every image item the content key, the hash of its file and where that is (None: nowhere)."""
-        for _item_id, key, root_id, uri, content_hash in self._paged("pictures"):
+    def pictures(self, after: int = 0, last: int = _LAST) -> Iterator[tuple[bytes, bytes | None, str | None]]:
+        """Of every image item the content key, the hash of its file and where that is (None: nowhere).
+
+        By id; only of those above `after` and up to `last`.
+        """
+        for _item_id, key, root_id, uri, content_hash in self._paged("pictures", after, last):
             root = self._roots[root_id]
             yield key, content_hash, absolute_path(root.path, uri) if root.kind == "folder" else None
 
-    def texts(self) -> Iterator[tuple[str | None, str | None]]:
-        """Of every text item the fragment and the text."""
-        for _item_id, fragment, text in self._paged("texts"):
+    def texts(self, after: int = 0, last: int = _LAST) -> Iterator[tuple[str | None, str | None]]:
+        """Of every text item the fragment and the text; as `pictures`."""
+        for _item_id, fragment, text in self._paged("texts", after, last):
             yield fragment, text
 
     def removed(self, root_id: int) -> list[str]:

@@ -413,7 +413,8 @@ class Writer:
 
         Args:
             model_id: what `stage` gave.
-            recut: from (fragment, text) of a text item to the items that replace it, or None to keep it.
+            recut: from (fragment, text) of a text item to the items that it becomes, or None to keep it. A single
+                one has its fragment and text, and may have another content key; it keeps the id of the item.
 
         Returns:
             How many items had no vector by the new model and were removed; their files look changed to a scan.
