@@ -7,39 +7,29 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew
 from mmsearch.retrieval.store import layout, reader
 from mmsearch.retrieval.store.diagnosis import Problem, counted, some
+from mmsearch.retrieval.store.findings import INDEX, REPAIR, REPAIR_AND_INDEX, SALVAGE, Findings
 from mmsearch.retrieval.store.lock import is_held
 from mmsearch.retrieval.store.quiet import READ_ERRORS, open_quietly, read_format
+from mmsearch.retrieval.store.segment_check import Progress, Reading, SegmentCheck
 from mmsearch.retrieval.store.segments import KEY_BYTES, Segment
 from mmsearch.retrieval.uris import absolute_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Progress = Callable[[int, int], None]
-"""Told how many bytes of how many were read; from another thread than the caller's."""
-
-REPAIR = "`mmsearch doctor --repair`"
-INDEX = "`mmsearch index`"
-_REPAIR_AND_INDEX = f"{REPAIR}, then {INDEX}"
-
-SALVAGE = frozenset({"catalog-damaged", "catalog-missing", "embedding-lost", "item-lost", "reference", "segment-ids"})
-"""Kinds of damage after which the catalog is made anew, of what can be read of it and of the segments."""
-
 _ATTEMPTS = 5
 _ROWS = 50_000
 _LINES = 10_000  # of SQLite's integrity check
-_ROUNDING = 1 + 1e-5
 
 DEAD = (
     "SELECT embedding_id, segment_id FROM embeddings NOT INDEXED WHERE segment_id NOT NULL"
@@ -54,65 +44,6 @@ EMPTY = (
     " AND root_id IN (SELECT root_id FROM roots WHERE kind = 'folder')"
 )
 """Files that were read, and of which no item is there. (A row of a manifest may have none.)"""
-
-
-class SegmentCheck(NamedTuple):
-    """What a look at a segment file found; `kind` and `message` are None for a sound one."""
-
-    name: str
-    segment: Segment | None
-    checksum: bytes
-    size: int
-    kind: str | None = None
-    message: str = ""
-
-
-@dataclass(slots=True)
-class Findings:
-    """What an examination found, for telling and for repairing.
-
-    Attributes:
-        path: the index folder.
-        busy: a writer was at work.
-        problems: in the order of finding.
-        segments: all segment files that were read, and those that are missing, by name.
-        named: those of them that the catalog names, to their ids.
-        orphans: finished segment files that the catalog does not name.
-        leftovers: names of temporary files, relative to the index folder.
-        items: as the catalog has them.
-        bytes: what was read.
-        format: the catalog's, by its first bytes.
-    """
-
-    path: Path
-    busy: bool
-    problems: list[Problem] = field(default_factory=list)
-    segments: dict[str, SegmentCheck] = field(default_factory=dict)
-    named: dict[str, int] = field(default_factory=dict)
-    orphans: list[str] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
-    items: int = 0
-    bytes: int = 0
-    format: int = layout.FORMAT_VERSION
-
-    @property
-    def damage(self) -> list[Problem]:
-        """The problems that are damage."""
-        return [problem for problem in self.problems if problem.damage]
-
-    @property
-    def lost(self) -> list[str]:
-        """Segments that the catalog names and that cannot be used."""
-        return [name for name in self.named if name in self.segments and self.segments[name].kind is not None]
-
-    @property
-    def must_salvage(self) -> bool:
-        """Whether the catalog has to be made anew. Segments it does not name may hold what is lost elsewhere."""
-        return any(problem.kind in SALVAGE for problem in self.problems) or bool(self.lost and self.orphans)
-
-    def add(self, kind: str, where: str, message: str, remedy: str = REPAIR, lost_items: int = 0) -> None:
-        """Notes a problem."""
-        self.problems.append(Problem(kind, where, message, remedy, lost_items=lost_items))
 
 
 def look(path: Path, *, files: bool = False, locked: bool = False, progress: Progress | None = None) -> Findings:
@@ -158,10 +89,10 @@ def _marks(path: Path) -> list[tuple[int, int, int] | None]:
 def _look(found: Findings, files: bool, progress: Progress) -> None:
     on_disk = _segment_files(found.path)
     with ThreadPoolExecutor(1, thread_name_prefix="mmsearch-doctor") as pool:
-        reading = _Reading(found, pool, progress, on_disk)
+        reading = Reading(found.path / layout.SEGMENTS, pool, progress, on_disk)
         catalog = found.path / layout.CATALOG
         if not catalog.exists():
-            found.add("catalog-missing", layout.CATALOG, "it is missing", _REPAIR_AND_INDEX)
+            found.add("catalog-missing", layout.CATALOG, "it is missing", REPAIR_AND_INDEX)
         else:
             found.bytes += catalog.stat().st_size
             found.format = read_format(catalog)
@@ -171,7 +102,7 @@ def _look(found: Findings, files: bool, progress: Progress) -> None:
             except READ_ERRORS as error:
                 found.named.clear()
                 reason = " ".join(str(error).split()) or type(error).__name__
-                found.add("catalog-damaged", layout.CATALOG, f"it cannot be read ({reason})", _REPAIR_AND_INDEX)
+                found.add("catalog-damaged", layout.CATALOG, f"it cannot be read ({reason})", REPAIR_AND_INDEX)
         _look_at_the_rest(found, reading, on_disk)
     found.problems.sort(key=lambda problem: not problem.damage)
 
@@ -183,85 +114,14 @@ def _segment_files(path: Path) -> list[str]:
         return []
 
 
-# Segments
-
-
-class _Reading:
-    """Reads segments in a thread; none twice."""
-
-    def __init__(self, found: Findings, pool: ThreadPoolExecutor, progress: Progress, on_disk: list[str]) -> None:
-        self._folder = found.path / layout.SEGMENTS
-        self._pool = pool
-        self._progress = progress
-        self._checks: dict[str, Future[SegmentCheck]] = {}
-        self._done = 0
-        self._total = sum(_size(self._folder / name) for name in on_disk if name.endswith(".seg"))
-
-    def start(self, name: str, expected: Mapping[str, Any] | None = None) -> None:
-        if name not in self._checks:
-            self._checks[name] = self._pool.submit(check_segment, self._folder / name, expected, self._told)
-
-    def results(self) -> Iterator[SegmentCheck]:
-        for future in self._checks.values():
-            yield future.result()
-
-    def _told(self, size: int) -> None:
-        self._done += size
-        self._progress(min(self._done, self._total), self._total)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def check_segment(path: Path, expected: Mapping[str, Any] | None, told: Callable[[int], None]) -> SegmentCheck:
-    """Reads a whole segment; `expected` is its row of the catalog with the `identity` of its model, where known."""
-    size = _size(path)
-
-    def bad(kind: str, message: str, checksum: bytes = b"") -> SegmentCheck:
-        return SegmentCheck(path.name, None, checksum, size, kind, message)
-
-    try:
-        segment = Segment(path)
-    except FileNotFoundError:
-        return bad("segment-missing", "it is missing")
-    except IndexTooNew:
-        if expected is None or expected["bytes"] == size:
-            return bad("segment-damaged", "its header has the number of a newer format")
-        return bad("segment-damaged", f"it has {size} bytes instead of {expected['bytes']}")
-    except (OSError, IndexCorrupt, *READ_ERRORS) as error:
-        cause = error.__cause__ or error
-        return bad("segment-damaged", f"it cannot be read ({getattr(cause, 'strerror', None) or _short(cause, path)})")
-    try:
-        checksum, longest = segment.scan(told)
-        ascending = bool((np.diff(segment.ids) > 0).all())
-        longest_allowed = _ROUNDING * float(segment.max_norm)
-    except READ_ERRORS as error:
-        return bad("segment-damaged", f"its header is damaged ({error})")
-    if expected is not None and checksum != expected["checksum"]:
-        return bad("segment-checksum", "its bytes are not those that were written (checksum)", checksum)
-    if not (longest <= longest_allowed):
-        return bad("segment-vectors", "it has vectors that are not finite or longer than it says", checksum)
-    if not ascending or segment.header.get("space") not in ("image", "text"):
-        return bad("segment-damaged", "its header or its order of rows is damaged", checksum)
-    return SegmentCheck(path.name, segment, checksum, size)
-
-
-def _short(error: BaseException, path: Path) -> str:
-    return str(error).replace(f"{path} ", "").partition(";")[0]
-
-
 # The catalog
 
 
-def _look_at_catalog(found: Findings, connection: sqlite3.Connection, reading: _Reading, files: bool) -> None:
+def _look_at_catalog(found: Findings, connection: sqlite3.Connection, reading: Reading, files: bool) -> None:
     format_ = _one(connection, "PRAGMA user_version")
     if format_ > layout.FORMAT_VERSION:
         raise IndexTooNew(layout.too_new(found.path, format_))
-    faults = _schema_faults(found.path, connection)
+    faults = _schema_faults(found, connection)
     if not faults:
         rows = _segment_rows(connection)
         found.named = {row["filename"]: row["segment_id"] for row in rows}
@@ -270,7 +130,7 @@ def _look_at_catalog(found: Findings, connection: sqlite3.Connection, reading: _
         faults = [line for line in integrity(connection) if line != "ok"] or _meta_faults(connection)
     if faults:
         more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
-        found.add("catalog-damaged", layout.CATALOG, f"it is damaged ({faults[0]}{more})", _REPAIR_AND_INDEX)
+        found.add("catalog-damaged", layout.CATALOG, f"it is damaged ({faults[0]}{more})", REPAIR_AND_INDEX)
         found.named.clear()
         return
     _compare_segments(found, connection, rows, reading)
@@ -293,25 +153,25 @@ def integrity(connection: sqlite3.Connection) -> list[str]:
     return lines
 
 
-def _schema_faults(path: Path, connection: sqlite3.Connection) -> list[str]:
+def _schema_faults(found: Findings, connection: sqlite3.Connection) -> list[str]:
     from mmsearch.retrieval.store.catalog import compact, statements
 
-    if not layout.is_index(path):
-        return ["it is no catalog of mmsearch"]
+    if not layout.is_index(found.path) or found.format < 1:
+        return ["no catalog of mmsearch"]
     query = "SELECT sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     there = {compact(sql) for (sql,) in connection.execute(query)}
-    return [] if there == statements() else ["its tables are not those of an index"]
+    return [] if there == statements() else ["other tables than an index has"]
 
 
 def _meta_faults(connection: sqlite3.Connection) -> list[str]:
     meta = dict(connection.execute(reader.SQL["meta"]))
     missing = [key for key in ("dtype", "generation", "model_id") if key not in meta]
     if missing:
-        return [f"it does not say its {missing[0]}"]
+        return [f"no {missing[0]}"]
     if meta["dtype"] not in ("float16", "float32") or not meta["generation"].isdecimal():
-        return ["what it says of itself makes no sense"]
+        return ["senseless words about itself"]
     if connection.execute(reader.SQL["model"]).fetchone() is None:
-        return ["it does not say its model"]
+        return ["no model"]
     return []
 
 
@@ -324,7 +184,7 @@ def _segment_rows(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def _compare_segments(
-    found: Findings, connection: sqlite3.Connection, rows: list[dict[str, Any]], reading: _Reading
+    found: Findings, connection: sqlite3.Connection, rows: list[dict[str, Any]], reading: Reading
 ) -> None:
     """Each segment against its row, then the embeddings against all sound segments."""
     checks = {check.name: check for check in reading.results()}
@@ -365,7 +225,7 @@ def _tell_lost(found: Findings, connection: sqlite3.Connection, segment_id: int,
         message += f"; {counted(number, 'item')} must be encoded again: {some(uris, total)}"
     if given:
         message += f"; {counted(given, 'row')} that a program gave must be given again"
-    found.add(str(check.kind), check.name, message, _REPAIR_AND_INDEX, lost_items=number)
+    found.add(str(check.kind), check.name, message, REPAIR_AND_INDEX, lost_items=number)
 
 
 _GIVEN = "SELECT root_id FROM roots WHERE kind = 'rows'"
@@ -394,7 +254,7 @@ def _mismatched(
                 nowhere += int(mine.sum())
     if nowhere:
         message = f"{counted(nowhere, 'embedding')} in no segment"
-        found.add("embedding-lost", layout.CATALOG, message, _REPAIR_AND_INDEX)
+        found.add("embedding-lost", layout.CATALOG, message, REPAIR_AND_INDEX)
     return sorted(wrong | {id_ for id_, segment in held.items() if matched[id_] != segment.count})
 
 
@@ -413,7 +273,7 @@ def _check_references(found: Findings, connection: sqlite3.Connection) -> None:
         kind = "item-lost" if table == "items" else "reference"
         message = f"{counted(number, 'row')} of {table} without their row of {parent}"
         lost = number if table == "items" else 0
-        found.add(kind, layout.CATALOG, message, _REPAIR_AND_INDEX, lost_items=lost)
+        found.add(kind, layout.CATALOG, message, REPAIR_AND_INDEX, lost_items=lost)
     other = _one(
         connection,
         "SELECT COUNT(*) FROM items JOIN embeddings USING (embedding_id) WHERE embeddings.space != items.modality"
@@ -421,7 +281,7 @@ def _check_references(found: Findings, connection: sqlite3.Connection) -> None:
     )
     if other:
         message = f"{counted(other, 'item')} with an embedding of another kind"
-        found.add("item-lost", layout.CATALOG, message, _REPAIR_AND_INDEX, lost_items=other)
+        found.add("item-lost", layout.CATALOG, message, REPAIR_AND_INDEX, lost_items=other)
 
 
 def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
@@ -443,7 +303,7 @@ def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
     if empty:
         uris = [uri for (uri,) in connection.execute(f"SELECT uri FROM assets WHERE {EMPTY} LIMIT 3")]
         message = f"{counted(empty, 'file')} without items: {some(uris, empty)}"
-        found.add("asset-empty", layout.CATALOG, message, _REPAIR_AND_INDEX)
+        found.add("asset-empty", layout.CATALOG, message, REPAIR_AND_INDEX)
 
 
 _TOMBSTONES = "SELECT embedding_id, segment_id FROM tombstones"
@@ -490,7 +350,7 @@ def _compare_files(found: Findings, connection: sqlite3.Connection) -> None:
 # What the catalog does not name
 
 
-def _look_at_the_rest(found: Findings, reading: _Reading, on_disk: list[str]) -> None:
+def _look_at_the_rest(found: Findings, reading: Reading, on_disk: list[str]) -> None:
     """Files that no row names. Without a catalog, or with vectors lost, they are what can be salvaged, and are read."""
     salvage = any(problem.kind in SALVAGE for problem in found.problems)
     finished = [name for name in on_disk if name.endswith(".seg")]
@@ -528,4 +388,4 @@ def _tell_what_is_there(found: Findings) -> None:
     found.problems[0] = Problem(first.kind, first.where, message, first.remedy)
     for check in found.segments.values():
         if check.kind is not None:
-            found.add(check.kind, check.name, check.message, _REPAIR_AND_INDEX)
+            found.add(check.kind, check.name, check.message, REPAIR_AND_INDEX)

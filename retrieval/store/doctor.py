@@ -15,10 +15,12 @@ from pathlib import Path
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexUnusable
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.checks import INDEX, SALVAGE, Findings, Progress, look, require_remains
+from mmsearch.retrieval.store.checks import look, require_remains
 from mmsearch.retrieval.store.diagnosis import Diagnosis as Diagnosis
 from mmsearch.retrieval.store.diagnosis import Problem as Problem
+from mmsearch.retrieval.store.findings import INDEX, SALVAGE, Findings
 from mmsearch.retrieval.store.lock import Lock
+from mmsearch.retrieval.store.segment_check import Progress
 
 Steps = Callable[[str], None]
 """Told the name of each step just before it happens; tests end the repair there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -49,23 +50,27 @@ class Remains:
             self._prepare(connection)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        for statement in ("PRAGMA writable_schema=ON", "PRAGMA cell_size_check=ON"):  # reads on past a broken schema
-            try:
-                connection.execute(statement)
-            except READ_ERRORS:
-                continue
-        try:
+        with contextlib.suppress(*READ_ERRORS):
+            connection.execute("PRAGMA writable_schema=ON")  # or one broken statement of the schema hides all tables
+        with contextlib.suppress(*READ_ERRORS):
             tables = dict(connection.execute("SELECT name, tbl_name FROM sqlite_master WHERE type = 'index'"))
-            for line in integrity(connection):
-                if (match := _DISAGREE.fullmatch(line)) and match[2] in tables:
-                    self._doubtful.setdefault(tables[match[2]], set()).add(int(match[1]))
-        except READ_ERRORS:
-            pass
-        try:
+            disagree = [match for line in integrity(connection) if (match := _DISAGREE.fullmatch(line))]
+            for index in {match[2] for match in disagree} & tables.keys():
+                if self._is_readable(tables[index], index):
+                    rows = {int(match[1]) for match in disagree if match[2] == index}
+                    self._doubtful.setdefault(tables[index], set()).update(rows)
+        with contextlib.suppress(*READ_ERRORS):
             for name, number in connection.execute("SELECT name, seq FROM sqlite_sequence"):
                 self._used[name] = int(number)
+
+    def _is_readable(self, table: str, index: str) -> bool:
+        """Whether an index can be read to its end; one that cannot says nothing against its table."""
+        assert self._connection is not None
+        try:
+            self._connection.execute(f'SELECT COUNT(*) FROM {table} INDEXED BY "{index}"').fetchone()
         except READ_ERRORS:
-            pass
+            return False
+        return True
 
     def used(self, table: str) -> int:
         """The largest id that a table has ever given out, as far as that is known."""

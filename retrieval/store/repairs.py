@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.checks import DEAD, EMPTY, Findings
+from mmsearch.retrieval.store.checks import DEAD, EMPTY
+from mmsearch.retrieval.store.findings import Findings
 
 Steps = Callable[[str], None]
 
@@ -38,9 +39,9 @@ def sweep(found: Findings, steps: Steps) -> None:
     for name in found.orphans:
         (found.path / layout.SEGMENTS / name).unlink(missing_ok=True)
     for name in found.leftovers:
-        if name == layout.OLD_CATALOG:
+        if name.startswith(layout.OLD_CATALOG):
             set_catalog_aside(found.path)
-        elif not name.startswith(layout.OLD_CATALOG):
+        else:
             (found.path / name).unlink(missing_ok=True)
 
 
@@ -110,7 +111,7 @@ def set_catalog_aside(index: Path) -> None:
     """Moves the catalog that another has replaced, with its log, into the folder for damaged ones."""
     folder = _folder(index)
     number = 1
-    while (folder / f"{layout.CATALOG}-{number}").exists():
+    while any((folder / f"{layout.CATALOG}-{number}{ending}").exists() for ending in ("", "-wal")):
         number += 1
     for ending in ("-shm", "-wal", ""):  # the catalog last: while it is there, this is not done
         file = index / f"{layout.OLD_CATALOG}{ending}"

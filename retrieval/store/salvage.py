@@ -25,12 +25,13 @@ import numpy as np
 
 from mmsearch.retrieval.errors import IndexCorrupt
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.checks import Findings, SegmentCheck
 from mmsearch.retrieval.store.diagnosis import counted
+from mmsearch.retrieval.store.findings import Findings
 from mmsearch.retrieval.store.quiet import READ_ERRORS, open_quietly
 from mmsearch.retrieval.store.records import Model
 from mmsearch.retrieval.store.remains import Remains, Row
 from mmsearch.retrieval.store.repairs import UNREAD, set_aside, set_catalog_aside, settle, transaction
+from mmsearch.retrieval.store.segment_check import SegmentCheck
 from mmsearch.retrieval.store.segments import KEY_BYTES, Segment
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Salvage:
     @contextlib.contextmanager
     def _open_old(self) -> Iterator[Remains]:
         """What is left of the catalog, here or where a salvage that ended early has moved it."""
+        if not (self._index / layout.CATALOG).exists():
+            self._move_log()
         with contextlib.ExitStack() as stack:
             connection = None
             for name in (layout.CATALOG, layout.OLD_CATALOG):
@@ -114,18 +117,22 @@ class Salvage:
                 set_catalog_aside(self._index)
             self._steps("salvage:old")
             os.replace(catalog, old)
-        for ending in ("-wal", "-shm"):
-            log = Path(f"{catalog}{ending}")
-            if log.exists():
-                self._steps(f"salvage:old{ending}")
-                os.replace(log, f"{old}{ending}")
-        layout.sync_folder(self._index)
+        self._move_log()
         self._steps("salvage:rename")
         os.replace(new, catalog)
         layout.sync_folder(self._index)
         self._steps("salvage:tidy")
         set_catalog_aside(self._index)
         self._steps("salvage:done")
+
+    def _move_log(self) -> None:
+        """Moves the log after its catalog."""
+        for ending in ("-wal", "-shm"):
+            log = self._index / f"{layout.CATALOG}{ending}"
+            if log.exists():
+                self._steps(f"salvage:old{ending}")
+                os.replace(log, self._index / f"{layout.OLD_CATALOG}{ending}")
+        layout.sync_folder(self._index)
 
     # The new catalog
 
