@@ -271,10 +271,11 @@ def test_a_segment_is_gone(store: LocalStore, damage: Callable[[Path], None], ki
     assert (kinds(diagnosis), diagnosis.segments) == ([kind], 2)
     problem = diagnosis.problems[0]
     assert (problem.where, problem.lost_items) == ("image-000001.seg", 2)
-    assert "2 items must be encoded again: a.jpg, a-again.jpg" in problem.message
-    assert "mmsearch index" in problem.remedy
+    again = "`mmsearch index`, which encodes 2 items again: a.jpg, a-again.jpg"
+    assert problem.remedy == f"`mmsearch doctor --repair`, then {again}"
     done = repair(store.path)
     assert done.sound and [problem.repaired for problem in done.problems] == [True]
+    assert (done.problems[0].remedy, done.problems[0].lost_items) == (again, 2)
     assert looked_at(store.path).problems == ()
     if damaged is not None:
         assert (store.path / "damaged" / "image-000001.seg").read_bytes() == damaged
@@ -321,7 +322,7 @@ def test_rows_of_a_program_must_be_given_again(tmp_path: Path) -> None:
         writer.add(row, content_hash=key("one"), metadata=AssetMetadata(), items=[item])
         writer.commit()
     (store.path / "segments" / "text-000001.seg").unlink()
-    assert "1 row that a program gave must be given again" in looked_at(store.path).problems[0].message
+    assert "1 row that a program gave must be given again" in looked_at(store.path).problems[0].remedy
 
 
 def test_vectors_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

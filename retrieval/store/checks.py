@@ -220,12 +220,12 @@ def _tell_lost(found: Findings, connection: sqlite3.Connection, segment_id: int,
     uris = [uri for (uri,) in connection.execute(f"SELECT uri {assets} ORDER BY asset_id LIMIT 3", (segment_id,))]
     total = _one(connection, f"SELECT COUNT(*) {assets}", segment_id)
     given = _one(connection, f"SELECT COUNT(*) {assets} AND root_id IN ({_GIVEN})", segment_id)
-    message = check.message
+    remedy = REPAIR_AND_INDEX
     if number:
-        message += f"; {counted(number, 'item')} must be encoded again: {some(uris, total)}"
+        remedy += f", which encodes {counted(number, 'item')} again: {some(uris, total)}"
     if given:
-        message += f"; {counted(given, 'row')} that a program gave must be given again"
-    found.add(str(check.kind), check.name, message, REPAIR_AND_INDEX, lost_items=number)
+        remedy += f"; {counted(given, 'row')} that a program gave must be given again"
+    found.add(str(check.kind), check.name, check.message, remedy, lost_items=number)
 
 
 _GIVEN = "SELECT root_id FROM roots WHERE kind = 'rows'"

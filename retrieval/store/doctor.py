@@ -18,7 +18,7 @@ from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.checks import look, require_remains
 from mmsearch.retrieval.store.diagnosis import Diagnosis as Diagnosis
 from mmsearch.retrieval.store.diagnosis import Problem as Problem
-from mmsearch.retrieval.store.findings import INDEX, SALVAGE, Findings
+from mmsearch.retrieval.store.findings import INDEX, REPAIR, SALVAGE, Findings
 from mmsearch.retrieval.store.lock import Lock
 from mmsearch.retrieval.store.segment_check import Progress
 
@@ -135,7 +135,9 @@ def _treat(found: Findings, todo: list[Problem], model: str | None, steps: Steps
 
 
 def _left_to_do(problem: Problem) -> str:
-    return INDEX if INDEX in problem.remedy and problem.kind not in _SWEPT else "nothing"
+    if problem.kind in _SWEPT:
+        return "nothing"
+    return problem.remedy.removeprefix(REPAIR).removeprefix(", then ") or "nothing"
 
 
 def _diagnosis(found: Findings) -> Diagnosis:
