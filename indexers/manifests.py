@@ -1,8 +1,9 @@
 """STUB."""
 from __future__ import annotations
-import json
+
 from dataclasses import dataclass
-from pathlib import Path
+
+
 @dataclass(frozen=True)
 class Columns:
     text: str | None = None

@@ -6,6 +6,7 @@ nothing of it before, and all of it after.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 
 from mmsearch.retrieval.store import layout
@@ -160,6 +162,19 @@ def connect(catalog: Path, *, foreign_keys: bool = True) -> sa.Engine:
     engine = sa.create_engine("sqlite://", creator=open_, poolclass=sa.pool.NullPool)
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return engine
+
+
+def statements() -> set[str]:
+    """What makes the tables and indexes of a catalog, as `compact` writes it."""
+    tables = METADATA.sorted_tables
+    made: list[sa.schema.ExecutableDDLElement] = [sa.schema.CreateTable(table) for table in tables]
+    made += [sa.schema.CreateIndex(index) for table in tables for index in table.indexes]
+    return {compact(str(statement.compile(dialect=sqlite.dialect()))) for statement in made}
+
+
+def compact(sql: str) -> str:
+    """A statement without what does not matter: blanks, line ends and quotes."""
+    return re.sub(r'[\s"]', "", sql)
 
 
 def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
