@@ -263,14 +263,15 @@ def _id(value: object) -> str | None:
         name = value.strip()
         _check(name, "the id")
         return name or None
-    if isinstance(value, Real | Decimal) and not isinstance(value, bool):
-        if isinstance(value, Integral):
-            return str(int(value))
-        number = float(value)
-        if math.isnan(number):
-            return None
-        if number.is_integer() and (isinstance(value, Decimal) or abs(number) <= _EXACT_FLOAT) and value == int(value):
-            return str(int(value))
+    number = _plain_number(value)
+    if isinstance(number, int):
+        return str(number)
+    if number is not None and math.isnan(number):
+        return None
+    if isinstance(number, float) and number.is_integer() and abs(number) <= _EXACT_FLOAT:
+        return str(int(number))
+    if isinstance(number, Decimal) and number.is_finite() and number == number.to_integral_value():
+        return str(int(number))
     raise ValueError(f"the id {_shown(value)} is neither a text nor a whole number")
 
 
@@ -286,16 +287,28 @@ def _text(value: object) -> str | None:
     if isinstance(value, str):
         _check(value, "the text")
         return value if value.strip() else None
-    if isinstance(value, Real | Decimal) and not isinstance(value, bool):
-        return _digits(value)
+    number = _plain_number(value)
+    if number is not None:
+        return _digits(number)
     raise ValueError(f"the text is of type {_kind(value)}; it must be a text, a number or a list of texts")
 
 
-def _digits(value: Real | Decimal) -> str | None:
-    """A number as its decimal digits, without an exponent; None for NaN."""
+def _plain_number(value: object) -> int | float | Decimal | None:
+    """A number as one of Python's own types (numpy has others); None for anything else, and for truth values."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Decimal):
+        return value
     if isinstance(value, Integral):
-        return str(int(value))
-    exact = value if isinstance(value, Decimal) else Decimal(repr(float(value)))
+        return int(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def _digits(value: float | Decimal) -> str | None:
+    """A number as its decimal digits, without an exponent; None for NaN."""
+    if isinstance(value, int):
+        return str(value)
+    exact = value if isinstance(value, Decimal) else Decimal(repr(value))
     if exact.is_nan():
         return None
     if exact.is_infinite():
@@ -346,8 +359,11 @@ def _json(value: object, name: str, depth: int) -> object:
     if isinstance(value, str):
         _check(value, f"the field {_shown(name)}")
         return value
-    if isinstance(value, Real | Decimal):
-        return _number(value)
+    number = _plain_number(value)
+    if number is not None:
+        return _number(number)
+    if _kind(value) in ("bool_", "bool"):  # numpy's
+        return bool(value)
     if isinstance(value, date | time):
         return value.isoformat() if value == value else None  # pandas' NaT is not equal to itself
     if isinstance(value, timedelta):
@@ -361,7 +377,7 @@ def _json(value: object, name: str, depth: int) -> object:
     raise ValueError(f"the field {_shown(name)} is of type {_kind(value)}, which cannot be stored")
 
 
-def _number(value: Real | Decimal) -> int | float | None:
+def _number(value: float | Decimal) -> int | float | None:
     """A number that JSON and SQLite have; None for NaN and what is infinite as a float."""
     if isinstance(value, Decimal) and not value.is_finite():
         return None
@@ -371,7 +387,7 @@ def _number(value: Real | Decimal) -> int | float | None:
         return None
     if not math.isfinite(number):
         return None
-    whole = isinstance(value, Integral) or (isinstance(value, Decimal) and value == value.to_integral_value())
+    whole = isinstance(value, int) or (isinstance(value, Decimal) and value == value.to_integral_value())
     return int(value) if whole and int(value) in _INT64 else number
 
 

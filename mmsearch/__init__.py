@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmsearch.index import Index, open
     from mmsearch.indexers.ingest import Progress
-    from mmsearch.indexers.reindex import ReindexReport
     from mmsearch.indexers.rows import Item
     from mmsearch.retrieval.errors import (
         IndexCorrupt,
@@ -36,14 +35,13 @@ if TYPE_CHECKING:
         UsageError,
     )
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Report, RootInfo
+    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, ReindexReport, Report, RootInfo
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "mmsearch.index": ("Index", "open"),
     "mmsearch.indexers.ingest": ("Progress",),
-    "mmsearch.indexers.reindex": ("ReindexReport",),
     "mmsearch.indexers.rows": ("Item",),
     "mmsearch.retrieval.errors": (
         "IndexCorrupt",
@@ -61,7 +59,7 @@ _HOMES = {
         "UsageError",
     ),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
-    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "ItemInfo", "Report", "RootInfo"),
+    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "ItemInfo", "ReindexReport", "Report", "RootInfo"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from mmsearch.lease import Lease
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, ModelUnavailable, UsageError
-from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Modality, Report, Selection
+from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Modality, ReindexReport, Report, Selection
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mmsearch.indexers.manifests import Columns
     from mmsearch.indexers.pipeline import AnySource, Observer, RunOptions
     from mmsearch.indexers.plan import RunEstimate
-    from mmsearch.indexers.reindex import ReindexReport
     from mmsearch.indexers.rows import BadRow, Item, Row
     from mmsearch.indexers.rowsources import RowsSource
     from mmsearch.retrieval.encoders import Encoder

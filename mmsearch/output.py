@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from mmsearch.indexers.plan import RunEstimate
-    from mmsearch.indexers.reindex import ReindexReport
     from mmsearch.retrieval.encoders.models import ModelStatus
     from mmsearch.retrieval.store.doctor import Diagnosis
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, Report
+    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ReindexReport, Report
 
 _SNIPPET = 160
 _FAILURES_SHOWN = 20

@@ -86,9 +86,7 @@ def test_words_need_a_model(index: mmsearch.Index) -> None:
         mmsearch.open(index.path, model="starter").search("a cat")
 
 
-def test_vectors_of_a_model_that_is_here(
-    tmp_path: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_of_a_model_that_is_here(tmp_path: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmsearch.retrieval.encoders.models.load_encoder", lambda name, **options: encoder)
     index = mmsearch.open(tmp_path / "index", model="fake")
     words = ["red", "green", "blue"]
