@@ -247,7 +247,7 @@ class Ingest:
     def _equal_assets(self, job: Job, key: bytes) -> list[AssetRecord]:
         """Good assets of the same content and modality."""
         modality = job.ref.modality
-        found = self._writer.asset_by_hash(key)
+        found = self._writer.assets_by_hash(key, modality)
         return [record for record in found if record.status == "ok" and record.modality == modality]
 
     def _is_known(self, job: Job, records: Sequence[AssetRecord]) -> bool:

@@ -19,7 +19,7 @@ from mmsearch.indexers.sources import FileSource, Scan, extension_of
 from mmsearch.retrieval.errors import MediaError, UsageError
 from mmsearch.retrieval.media import IMAGE_EXTENSIONS
 from mmsearch.retrieval.store.layout import ROWS
-from mmsearch.retrieval.types import Failure, ItemRef, Modality, Root, Stamp
+from mmsearch.retrieval.types import Failure, ItemRef, Root, Stamp
 from mmsearch.retrieval.uris import path_to_uri
 
 
@@ -66,9 +66,7 @@ class _RowScan(Scan):
             except UsageError as error:
                 return self._bad_ref(row.key, path, f"row {row.number}: its image {row.image} {error}")
         stamp = Stamp(weight, hashed(row.digest + picture))
-        modality: Modality = "text" if row.texts and not isinstance(row.image, bytes) else "image"
-        root = str(self.root.path)
-        return RowRef(root, row.key, path, modality, stamp, owner, owner_root, row=row)
+        return RowRef(str(self.root.path), row.key, path, "text", stamp, owner, owner_root, row=row)
 
     def _bad_ref(self, key: str, path: str, error: str) -> RowRef:
         stamp = Stamp(-1, hashed(error.encode("utf-8", "surrogateescape")))

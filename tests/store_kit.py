@@ -50,7 +50,7 @@ def vector_by(identity: str, content_key: bytes) -> NDArray[np.float32]:
     """The vector of a content by a model."""
     if identity == THIRD["identity"]:
         return np.array([byte % 4 - 1.0 for byte in content_key[: THIRD["dim"]]], np.float32)
-    return {"fake-1": vector, "other-1": other_vector}[identity](content_key)
+    return (other_vector if identity == OTHER["identity"] else vector)(content_key)
 
 
 def queries(count: int, seed: int = 0, dim: int = DIM) -> NDArray[np.float32]:
@@ -302,7 +302,8 @@ def enrich(store: LocalStore) -> None:
         add_row(writer, captions, "id=a%2Fb~2", "six", picture=(photos, "named.jpg"), meta='{"by": "me"}')
         add_row(writer, ROWS, "id=seven", "seven")
         writer.scanned(captions)
-        writer.scanned(Root(photos, 1), mounts=["usb"])
+        writer.scanned(Root(photos, 1))
+        writer.mounted(Root(photos, 1), ["usb"])
         writer.commit()
         writer.take_out(str(photos), "private")
         model_id = writer.stage(**OTHER)

@@ -22,10 +22,10 @@ from PIL import Image
 from mmsearch.indexers import reindex as reindexing
 from mmsearch.indexers import staging
 from mmsearch.indexers.ingest import text_key
+from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import Progress, index_sources
 from mmsearch.indexers.reindex import reindex
 from mmsearch.indexers.rescan import rescan_sources
-from mmsearch.indexers.sources import open_sources
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import IndexLocked, IndexUnusable
 from mmsearch.retrieval.media import content_hash

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from store_kit import DIM, add, content_of, key, make, prepare, vector
 from test_doctor import check_vectors, files_of, ids, kinds, looked_at, rows, sql
 
+from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import index_sources
 from mmsearch.indexers.rescan import rescan_sources
-from mmsearch.indexers.sources import open_sources
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound
 from mmsearch.retrieval.store import LocalStore, layout
@@ -157,7 +157,7 @@ def test_what_can_be_read_stays(store: LocalStore) -> None:
     """An index of the catalog is unreadable, and a picture's hash was changed: the rest can be found at once."""
     before, found = answers(store), files(store)
     path = store.path / layout.CATALOG
-    ((page,),) = rows(store.path, "SELECT rootpage FROM sqlite_master WHERE name = 'ix_assets_content_hash'")
+    ((page,),) = rows(store.path, "SELECT rootpage FROM sqlite_master WHERE name = 'ix_assets_hash'")
     sql(store.path, "UPDATE assets SET content_hash = zeroblob(32) WHERE uri = 'green-circle.jpg'")
     content = bytearray(path.read_bytes())
     content[(page - 1) * 4096 : page * 4096] = bytes(4096)

@@ -134,7 +134,7 @@ def test_what_has_no_vector_by_the_new_model_looks_changed(store: LocalStore) ->
     with store.snapshot() as snapshot:
         left = sorted((record.uri, record.text or "") for record in snapshot.all_items())
         assert snapshot.counts == {"image": 2, "text": 2}
-        assert snapshot.items_of_hash(key("c")) == []
+        assert snapshot.pictures_of_hash(key("c")) == []
     assert left == [("a-again.jpg", ""), ("a.jpg", ""), ("notes.txt", "o"), ("notes.txt", "tw")]
     assert sql(store, "SELECT uri FROM assets WHERE size = -1 ORDER BY uri") == [("c.jpg",), ("notes.txt",)]
     assert sql(store, "SELECT uri FROM assets WHERE size <> -1 ORDER BY uri") == [("a-again.jpg",), ("a.jpg",)]

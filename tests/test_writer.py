@@ -161,13 +161,13 @@ def test_the_same_content_under_two_uris_has_one_vector(store: LocalStore, photo
         writer.commit()
         add(writer, photos, "later.jpg", "a")
         writer.commit()
-        assert [record.uri for record in writer.asset_by_hash(key("a"))] == ["a.jpg", "copy.jpg", "later.jpg"]
+        assert [record.uri for record in writer.assets_by_hash(key("a"), "image")] == ["a.jpg", "copy.jpg", "later.jpg"]
     assert [uri for uri, _ in found(store, "a")] == ["a.jpg", "copy.jpg", "later.jpg"]
     assert [uri for uri, _ in found(store, "a", k=2)] == ["a.jpg", "copy.jpg"]
     assert segment_files(store) == {"image-000001.seg"}
     with store.snapshot() as snapshot:
-        assert snapshot.items_of_hash(key("a")) == [1, 2, 3]
-        assert snapshot.items_of_hash(key("b")) == []
+        assert snapshot.pictures_of_hash(key("a")) == [1, 2, 3]
+        assert snapshot.pictures_of_hash(key("b")) == []
 
 
 def test_new_content_at_the_same_uri(store: LocalStore, photos: Path) -> None:
@@ -182,7 +182,7 @@ def test_new_content_at_the_same_uri(store: LocalStore, photos: Path) -> None:
     with store.snapshot() as snapshot:
         assert snapshot.item_ids("image").tolist() == [2, 3]  # ids are not used again
         assert snapshot.counts == {"image": 2, "text": 0}
-        assert snapshot.items_of_hash(key("old")) == []
+        assert snapshot.pictures_of_hash(key("old")) == []
 
 
 def test_a_vector_without_items_is_revived_before_a_merge_and_gone_after(store: LocalStore, photos: Path) -> None:
@@ -328,9 +328,9 @@ def test_an_embedding_in_no_segment_is_found(tmp_path: Path) -> None:
     store = prepare(tmp_path / "index")
     for nowhere in (None, 99):
         sql(store, "UPDATE embeddings SET segment_id = ? WHERE embedding_id = 1", nowhere)
-        assert store.verify() == [
+        assert sorted(store.verify()) == [
+            "catalog.sqlite: 1 embedding in no segment",
             "image-000001.seg: its embeddings are not those that the catalog names",
-            "catalog: 1 embeddings are in no segment",
         ]
 
 

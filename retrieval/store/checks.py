@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 5
 _ROWS = 50_000
+_PAGE = 5_000
 _LINES = 10_000  # of SQLite's integrity check
 
 DEAD = (
@@ -127,7 +128,8 @@ def _look_at_catalog(found: Findings, connection: sqlite3.Connection, reading: R
         found.named = {row["filename"]: row["segment_id"] for row in rows}
         for row in rows:
             reading.start(row["filename"], row)
-        faults = [line for line in integrity(connection) if line != "ok"] or _meta_faults(connection)
+        faults = [line for line in integrity(connection) if line != "ok"]
+        faults = faults or _text_faults(connection) or _meta_faults(connection)
     if faults:
         more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
         found.add("catalog-damaged", layout.CATALOG, f"it is damaged ({faults[0]}{more})", REPAIR_AND_INDEX)
@@ -161,6 +163,25 @@ def _schema_faults(found: Findings, connection: sqlite3.Connection) -> list[str]
     query = "SELECT sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     there = {compact(sql) for (sql,) in connection.execute(query)}
     return [] if there == statements() else ["other tables than an index has"]
+
+
+def _text_faults(connection: sqlite3.Connection) -> list[str]:
+    """Tables with text that is none, which SQLite does not look for and readers would stumble over."""
+    faults = []
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'embeddings'"  # whose text is in an index
+    for (table,) in connection.execute(tables).fetchall():
+        columns = [name for _, name, kind, *_ in connection.execute(f"PRAGMA table_info({table})") if kind == "TEXT"]
+        if columns:
+            names = ", ".join(f'"{name}"' for name in columns)
+            try:
+                cursor = connection.execute(f"SELECT {names} FROM {table} NOT INDEXED")
+                while cursor.fetchmany(_PAGE):
+                    pass
+            except sqlite3.OperationalError as error:
+                if "decode" not in str(error):
+                    raise
+                faults.append(f"text in {table} that is none")
+    return faults
 
 
 def _meta_faults(connection: sqlite3.Connection) -> list[str]:

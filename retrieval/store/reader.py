@@ -72,7 +72,10 @@ SQL = {
         "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? AND item_id <= ?"
         " ORDER BY item_id LIMIT ?"
     ),
-    "items_of_hash": ("SELECT item_id FROM items JOIN assets USING (asset_id) WHERE content_hash = ? ORDER BY item_id"),
+    "pictures_of_hash": (
+        "SELECT item_id FROM items JOIN embeddings USING (embedding_id)"
+        " WHERE model_id = ? AND space = 'image' AND content_key = ? ORDER BY item_id"
+    ),
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
     ),
@@ -206,6 +209,7 @@ class Snapshot:
         meta = dict(self._rows("meta"))
         self.generation = int(meta["generation"])
         model = Model(*self._rows("model")[0])
+        self._model_id = model.model_id
         self.model, self.identity, self.dim = model.name, model.identity, model.dim
         modalities: tuple[Modality, ...] = ("image", "text")
         self.counts: dict[Modality, int] = {name: int(meta.get(f"items.{name}", 0)) for name in modalities}
@@ -431,9 +435,9 @@ class Snapshot:
             for root_id, uri, error in self._rows("failed")
         ]
 
-    def items_of_hash(self, content_hash: bytes) -> list[int]:
-        """Ids of all items whose file has this content."""
-        return [row[0] for row in self._rows("items_of_hash", content_hash)]
+    def pictures_of_hash(self, content_hash: bytes) -> list[int]:
+        """Ids of all image items of a picture with this content."""
+        return [row[0] for row in self._rows("pictures_of_hash", self._model_id, content_hash)]
 
     def info(self) -> IndexInfo:
         """What the index holds."""

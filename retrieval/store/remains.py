@@ -144,4 +144,6 @@ def _fits(column: Any, value: object) -> bool:
         return isinstance(value, float | int)
     if not isinstance(value, int if kind is bool else kind):
         return False
+    if column.name in ("uri", "owner_uri") and not str(value).isascii():
+        return False
     return column.name not in _ALLOWED or value in _ALLOWED[column.name]

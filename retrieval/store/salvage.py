@@ -196,14 +196,13 @@ class Salvage:
     def _current(self, models: dict[str, Model], parts: list[_Part]) -> Model:
         """The model whose vectors are searched: as the old catalog says, where that can be so.
 
-        Else that of the newest segment in which an embedding has an item: those of a model that is only being
-        changed to have none yet.
+        Else that of the newest segment that was not written while its model was only being changed to.
         """
         said = [models[self._said]] if self._said is not None else []
         mine = {part.model for part in parts}
         by_age = sorted(parts, key=lambda part: part.segment_id, reverse=True)
-        with_items = [part.model for part in by_age if part.segment.item_ids.any()]
-        candidates = [*(one for one in said if one in mine), *with_items, *(part.model for part in by_age), *said]
+        in_use = [part.model for part in by_age if not part.segment.header.get("staged")]
+        candidates = [*(one for one in said if one in mine), *in_use, *(part.model for part in by_age), *said]
         if not candidates:
             raise IndexCorrupt(
                 f"nothing can be saved of the index at {self._index}: no segment of it is sound, and the catalog does "

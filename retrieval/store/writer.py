@@ -190,13 +190,13 @@ class Writer:
             found = self._catalog.embedding_ids(space, keys, model_id)
         return {key: id_ for key, id_ in found.items() if (model_id, space, key) not in self._unfilled}
 
-    def asset_by_hash(self, content_hash: bytes) -> list[AssetRecord]:
-        """Assets that had this content when they were last read, oldest first, this transaction's included.
+    def assets_by_hash(self, content_hash: bytes, modality: Modality) -> list[AssetRecord]:
+        """Assets of a modality that had this content when last read, oldest first, this transaction's included.
 
         Their `root` is written as the caller has written it, where this writer has met it.
         """
         with self._guard():
-            records = self._catalog.assets_by_hash(content_hash)
+            records = self._catalog.assets_by_hash(content_hash, modality)
         names = {id_: name for name, id_ in self._roots.items()}
         return [replace(record, root=names.get(record.root_id, record.root)) for record in records]
 
