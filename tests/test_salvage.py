@@ -160,7 +160,7 @@ def test_what_can_be_read_stays(store: LocalStore) -> None:
     ((page,),) = rows(store.path, "SELECT rootpage FROM sqlite_master WHERE name = 'ix_assets_hash'")
     sql(store.path, "UPDATE assets SET content_hash = zeroblob(32) WHERE uri = 'green-circle.jpg'")
     content = bytearray(path.read_bytes())
-    content[(page - 1) * 4096 : page * 4096] = bytes(4096)
+    content[(page - 1) * 1024 : page * 1024] = bytes(1024)
     path.write_bytes(content)
     assert kinds(looked_at(store.path)) == ["catalog-damaged"]
     assert repair(store.path).sound
@@ -177,8 +177,8 @@ def test_what_can_be_read_stays(store: LocalStore) -> None:
 def pages(catalog: Path) -> Iterator[bytes]:
     """A catalog with each of its pages lost in turn."""
     content = catalog.read_bytes()
-    for start in range(0, len(content), 4096):
-        yield content[:start] + b"\xa5" * 4096 + content[start + 4096 :]
+    for start in range(0, len(content), 1024):
+        yield content[:start] + b"\xa5" * 1024 + content[start + 1024 :]
 
 
 def test_any_page_may_be_lost(store: LocalStore, tmp_path: Path) -> None:
