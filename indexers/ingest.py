@@ -141,6 +141,7 @@ class Ingest:
         self._bytes_ahead = 0
         self._pictures: deque[_Picture] = deque()
         self._by_hash: dict[bytes, _Picture] = {}
+        self._updated_pictures: set[tuple[str | None, str | None]] = set()
         self._texts: list[_Text] = []
         self._new_chunks: dict[bytes, str] = {}
 
@@ -150,10 +151,10 @@ class Ingest:
         Raises:
             Stopped: somebody wants the run to end; what was added so far is whole and can be committed.
         """
-        self._total = len(jobs)
         if not jobs:
             return
-        self.tell("index", 0, self._total)
+        self._total = self._done + len(jobs)
+        self.tell("index", self._done, self._total)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmsearch-decode")
         try:
             self._work(jobs, pool)
@@ -256,7 +257,7 @@ class Ingest:
         for record in records:
             if (record.root, record.uri) == (ref.root, ref.uri):
                 self._writer.touch(ref)
-                self._finish(job, "unchanged")
+                self._finish(job, "updated" if (ref.owner_root, ref.owner) in self._updated_pictures else "unchanged")
                 return True
         for record in records if job.new else ():
             for left in (self.gone.get(record.root, set()), self.covered.get(record.root, set())):
@@ -403,8 +404,10 @@ class Ingest:
         return self._encoder
 
     def _finish(self, job: Job, outcome: str) -> None:
-        if not job.ref.listed:  # the row that names it is counted
+        if not job.ref.listed:
             self._counts[outcome] += 1
+        elif outcome == "updated":  # the row that names it is counted
+            self._updated_pictures.add((job.ref.root, job.ref.uri))
         self._done += 1
 
     def _fail(self, job: Job, error: str) -> None:

@@ -131,7 +131,8 @@ def index_sources(
                     todo.extend(Job.of(ref) for ref in diff.failed)
                 else:
                     ingest.failures.extend(diff.known_failures)
-            ingest.index(jobs + rows)  # pictures before the rows that name them
+            ingest.index(jobs)
+            ingest.index(rows)  # after the pictures that they name
             ingest.remove_gone()
             if complete and not kept and all(_is_seen(source) for source in scanned):
                 writer.forget_salvaged()

@@ -62,7 +62,8 @@ class Row:
         texts: none of them blank.
         image: absolute path of a picture, or the bytes of one.
         meta: JSON object with sorted keys, or None if there is nothing in it.
-        digest: blake2b of everything the row says (a picture's path, or a hash of its bytes).
+        digest: blake2b of everything the row says (a picture's path from the row's folder, or a hash
+            of its bytes).
     """
 
     key: str
@@ -110,7 +111,7 @@ def row_of(
             raise ValueError("it has neither a text nor an image")
     except ValueError as error:
         return bad_row(number, str(error), id=id, said=(text, image, meta))
-    said = {"bytes": _hash(picture).hex()} if isinstance(picture, bytes) else picture
+    said = {"bytes": _hash(picture).hex()} if isinstance(picture, bytes) else _from(base, picture)
     digest = _hash(json.dumps([name, texts, said, fields]).encode("ascii"))
     return Row(_key(name, digest), number, texts, picture, fields, digest)
 
@@ -326,6 +327,11 @@ def _picture(value: object, base: str, home: bool) -> str | bytes | None:
     if isinstance(value, str | os.PathLike):
         return picture_path(os.fsdecode(value), base, home=home)
     raise ValueError(f"the image is of type {_kind(value)}; give its path or the bytes of its file")
+
+
+def _from(base: str, path: str | None) -> str | None:
+    """A path as it looks from its folder, so that both can move together."""
+    return path[len(base) :] if path is not None and path.startswith(base.rstrip(os.sep) + os.sep) else path
 
 
 def _meta(fields: Mapping[str, object]) -> str | None:

@@ -615,7 +615,7 @@ def _sorted_out(
     for source in sources:
         if isinstance(source, str | os.PathLike):
             paths.append(os.fspath(source))
-        elif not isinstance(source, bytes | Mapping):
+        elif hasattr(source, "__iter__") and not isinstance(source, bytes | Mapping):
             collections.append(source)
         else:
             raise UsageError(f"{type(source).__name__} is neither a path nor a list of items: add([Item(...), ...])")

@@ -46,8 +46,10 @@ def meta(row: Row) -> dict[str, object]:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("a.csv", True), ("A.CSV", True), ("a.tsv", True), ("a.jsonl", True), ("a.ndjson", True), ("a.parquet", True)]
-    + [("a.json", False), ("csv", False), ("a.txt", False), ("a.csv.gz", False)],
+    [
+        *((name, True) for name in ("a.csv", "A.CSV", "a.tsv", "a.jsonl", "a.ndjson", "a.parquet")),
+        *((name, False) for name in ("a.json", "csv", "a.txt", "a.csv.gz")),
+    ],
 )
 def test_a_manifest_is_known_by_its_name(name: str, expected: bool) -> None:
     assert is_manifest(name) is expected
@@ -71,12 +73,8 @@ def test_a_csv(tmp_path: Path) -> None:
     assert manifest.columns == Columns("caption", "image", "id")
     assert manifest.folders == {str(tmp_path / "in"), "/"}
     one, two, three = good(path)
-    assert (one.key, one.number, one.texts, one.image) == (
-        "id=7",
-        1,
-        ("a cat, asleep",),
-        str(tmp_path / "in" / "a.jpg"),
-    )
+    assert (one.key, one.number, one.texts) == ("id=7", 1, ("a cat, asleep",))
+    assert one.image == str(tmp_path / "in" / "a.jpg")
     assert meta(one) == {"price": 3, "stars": 4.5, "code": "007", "sold": True, "day": "2024-05-01"}
     assert (two.texts, two.image) == (("two\nlines",), "/b.jpg")
     assert meta(two) == {"price": -12, "stars": 1000.0, "code": "12", "sold": False}
@@ -110,9 +108,8 @@ def test_rows_of_other_lengths(tmp_path: Path) -> None:
 
 
 def test_types_hold_for_a_whole_column(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "m.csv", "text,n,big,f,b,nan\na,1,9223372036854775807,1,true,nan\nb,x,9223372036854775808,.5,1,1\n"
-    )
+    lines = "text,n,big,f,b,nan", "a,1,9223372036854775807,1,true,nan", "b,x,9223372036854775808,.5,1,1"
+    path = write(tmp_path / "m.csv", "\n".join(lines))
     one, two = good(path)
     assert meta(one) == {"n": "1", "big": 9223372036854775807.0, "f": 1.0, "b": "true", "nan": "nan"}
     assert meta(two) == {"n": "x", "big": 9223372036854775808.0, "f": 0.5, "b": "1", "nan": "1"}
@@ -225,9 +222,8 @@ def test_pictures_that_cannot_be_meant(tmp_path: Path) -> None:
 
 
 def test_ids_that_come_twice(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "m.csv", "id,image,text\n1,a.jpg,one\n1,a.jpg,two\n1,b.jpg,three\n2,,four\n2,,five\n1,a.jpg,six\n"
-    )
+    lines = "id,image,text", "1,a.jpg,one", "1,a.jpg,two", "1,b.jpg,three", "2,,four", "2,,five", "1,a.jpg,six"
+    path = write(tmp_path / "m.csv", "\n".join(lines))
     rows = list(Manifest(path).rows())
     assert [row.key for row in rows] == ["id=1", "id=1~2", "id=1~3", "id=2", "id=2~2", "id=1~4"]
     assert [row.texts for row in rows if isinstance(row, Row)] == [("one",), ("two",), ("four",), ("six",)]
