@@ -14,6 +14,10 @@ from faults import Call, Kind
 Image = tuple[tuple[str, bytes | None], ...]
 """Names below a folder, sorted, with the bytes of files and None for folders."""
 
+Data = Literal["synced", "some", "all"]
+"""Only what was synced; about half of the other sectors too, whichever; everything."""
+Names = Literal["synced", "all"]
+
 _SECTOR = 512
 
 
@@ -33,8 +37,12 @@ class _File:
         self.synced = bytes(self.now)
         self.since.clear()
 
-    def some(self, chance: random.Random) -> bytes:
-        """Any half of the sectors that were written since the last sync, in no order."""
+    def left(self, data: Data, chance: random.Random) -> bytes:
+        """What outlasts a power cut."""
+        if data == "all":
+            return bytes(self.now)
+        if data == "synced" or not self.since:
+            return self.synced
         left = bytearray(self.synced)
         for call in self.since:
             if call.kind == Kind.WRITE:
@@ -96,36 +104,31 @@ class Disk:
             self._now[call.other] = self._now.pop(call.name)
         elif call.kind == Kind.UNLINK:
             del self._now[call.name]
-        elif call.kind == Kind.SYNC and call.inode in self._by_inode:
-            self._by_inode[call.inode].sync()
         elif call.kind == Kind.SYNC:
-            self._sync_folder(call.name)
+            if call.name == self._folder or self._now.get(call.name, _File()) is None:
+                self._sync_folder(call.name)
+            else:
+                self._by_inode[call.inode].sync()
 
     def _sync_folder(self, folder: str) -> None:
         kept = {name: file for name, file in self._durable.items() if os.path.dirname(name) != folder}
         here = {name: file for name, file in self._now.items() if os.path.dirname(name) == folder}
         self._durable = {**kept, **here}
 
-    def cut(
-        self, data: Literal["synced", "some", "all"], names: Literal["synced", "all"], chance: random.Random
-    ) -> Image:
+    def cut(self, data: Data, names: Names, chance: random.Random) -> Image:
         """What is there after a power cut now.
 
         Args:
-            data: which bytes outlast it: those that were synced, half of the other sectors too, or all.
+            data: which bytes outlast it.
             names: which changes of names do.
-            chance: which half.
+            chance: decides about "some".
         """
         left: dict[str, bytes | None] = {}
         for name, file in sorted((self._durable if names == "synced" else self._now).items()):
             above = os.path.dirname(name)
             if above != self._folder and os.path.relpath(above, self._folder) not in left:
                 continue  # its folder is not there
-            content = None
-            if file is not None:
-                content = {"synced": file.synced, "all": bytes(file.now)}.get(data) if data != "some" else None
-                content = file.some(chance) if content is None else content
-            left[os.path.relpath(name, self._folder)] = content
+            left[os.path.relpath(name, self._folder)] = None if file is None else file.left(data, chance)
         return tuple(left.items())
 
 
