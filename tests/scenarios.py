@@ -1,0 +1,206 @@
+"""What the tests of faults do to an index: each scenario prepares one, then changes it in the run that is disturbed.
+
+A new one is a function and a line in `SCENARIOS`. Runs have to be such that a second one, after a first that was cut
+short or that was not, ends in the same state; and they make the same calls in the same order each time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from PIL import Image
+from store_kit import OTHER, add, change, content_of, enrich, make, prepare, reindex
+
+from mmsearch.indexers import ingest
+from mmsearch.indexers.pipeline import index_sources
+from mmsearch.indexers.rescan import rescan_sources
+from mmsearch.indexers.sources import open_sources
+from mmsearch.retrieval.encoders.fake import FakeEncoder
+from mmsearch.retrieval.store import LocalStore, is_index, layout
+
+Steps = Callable[[str], None]
+State = dict[str, Any] | None
+"""All that readers can see of an index, as JSON can hold it; None where there is no index."""
+
+PUBLISHED = ("commit:done", "merge:unlink", "switch:unlink")
+"""The steps that come right after a transaction was committed."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A change of an index.
+
+    Attributes:
+        prepare: makes what the run starts from: (folder that is copied for every run, folder that all share).
+        run: changes the index at this path; tells its steps as the store does.
+        index: the index in the copied folder.
+    """
+
+    prepare: Callable[[Path, Path], object]
+    run: Callable[[Path, Steps], object]
+    index: str = "index"
+
+
+def quietly(name: str) -> None:
+    """Steps that nobody wants to hear."""
+
+
+def state_of(index: Path) -> State:
+    """What readers see now, and the format that they found. Migrates."""
+    if not is_index(index):
+        return None
+    connection = sqlite3.connect(index / layout.CATALOG)
+    try:
+        found = connection.execute("PRAGMA user_version").fetchone()[0]
+    finally:
+        connection.close()
+    store = LocalStore.open(index)
+    info = store.info()
+    state = {
+        "format": found,
+        "model": store.identity,
+        "items": {uri: sorted(items, key=repr) for uri, items in sorted(content_of(store).items())},
+        "failed": [os.path.basename(failure.path) for failure in info.failed],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(state))
+    return plain
+
+
+def _nothing(place: Path, shared: Path) -> None:
+    pass
+
+
+def _index(place: Path, shared: Path) -> None:
+    prepare(place / "index")
+
+
+def _create(index: Path, steps: Steps) -> None:
+    make(index, steps)
+
+
+def _commit(index: Path, steps: Steps) -> None:
+    store = LocalStore.open(index, steps=steps)
+    done = "moved.jpg" in content_of(store)
+    with store.writer() as writer:
+        if not done:  # what was moved cannot be moved again
+            change(writer, index.parent)
+
+
+def _start(index: Path, steps: Steps) -> None:
+    make(index, steps)
+    _fill(index, steps)
+
+
+def _fill(index: Path, steps: Steps) -> None:
+    with LocalStore.open(index, steps=steps).writer() as writer:
+        add(writer, index.parent, "first.jpg", "first")
+        writer.commit()
+
+
+def _several(place: Path, shared: Path) -> None:
+    """Segments of both spaces that a merge takes, in more than one merge."""
+    with prepare(place / "index").writer() as writer:
+        for number in range(3):
+            add(writer, place, f"{number}.jpg", f"picture {number}")
+            add(writer, place, f"{number}.txt", f"text {number}", modality="text")
+            writer.commit()
+
+
+def _merge(index: Path, steps: Steps) -> None:
+    with LocalStore.open(index, steps=steps).writer() as writer:
+        writer.merge()
+
+
+def _rich(place: Path, shared: Path) -> None:
+    enrich(prepare(place / "index"))
+
+
+def _remove(index: Path, steps: Steps) -> None:
+    with LocalStore.open(index, steps=steps).writer() as writer:
+        for uri in ("a.jpg", "named.jpg", "never-there.jpg"):
+            writer.take_out(str(index.parent), uri)
+        writer.commit()
+        writer.merge()
+
+
+def _switch(index: Path, steps: Steps) -> None:
+    store = LocalStore.open(index, steps=steps)
+    if store.identity != OTHER["identity"]:
+        with store.writer() as writer:
+            reindex(store, writer)
+
+
+def _old(place: Path, shared: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "samples" / "format-1", place / "index")
+
+
+def _migrate(index: Path, steps: Steps) -> None:
+    LocalStore.open(index, steps=steps)
+
+
+class _AtOnce:
+    """Does the work of a pool when it is submitted, so that every run reads, and commits, in the same order."""
+
+    def __init__(self, threads: int, **options: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *args: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*args, **options))
+        return future
+
+    def shutdown(self, **options: object) -> None:
+        pass
+
+
+def _paint(path: Path, colour: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 8), colour).save(path)
+
+
+def _pictures(place: Path, shared: Path) -> None:
+    """An index of a folder in which, since then, files were added, changed, moved, removed and damaged."""
+    pictures = shared / "pictures"
+    for colour in ("red", "green", "blue", "yellow"):
+        _paint(pictures / f"{colour}.png", colour)
+    (pictures / "rose.txt").write_text("a red rose", encoding="utf-8")
+    (pictures / "sea.txt").write_text("the blue sea", encoding="utf-8")
+    encoder = FakeEncoder()
+    store = LocalStore.create(place / "index", model="fake", identity=encoder.identity, dim=encoder.dim)
+    index_sources(open_sources([pictures], index_path=store.path), store, lambda: encoder)
+    for colour in ("black", "white", "orange"):
+        _paint(pictures / "new" / f"{colour}.png", colour)
+    _paint(pictures / "green.png", "cyan")
+    (pictures / "blue.png").rename(pictures / "new" / "blue.png")
+    (pictures / "yellow.png").unlink()
+    (pictures / "damaged.jpg").write_bytes(b"not a picture")
+    (pictures / "rose.txt").unlink()
+    (pictures / "sea.txt").write_text("the grey sea in winter", encoding="utf-8")
+    (pictures / "new" / "snow.txt").write_text("white snow", encoding="utf-8")
+
+
+def _update(index: Path, steps: Steps) -> None:
+    store = LocalStore.open(index, steps=steps)
+    with mock.patch.object(ingest, "ThreadPoolExecutor", _AtOnce):
+        index_sources(rescan_sources(store), store, lambda: FakeEncoder(batch_size=2), commit_seconds=0.0)
+
+
+SCENARIOS = {
+    "create": Scenario(_nothing, _create),
+    "create-below": Scenario(_nothing, _start, index="new/folders/index"),
+    "commit": Scenario(_index, _commit),
+    "merge": Scenario(_several, _merge),
+    "remove": Scenario(_rich, _remove),
+    "switch": Scenario(_rich, _switch),
+    "migrate": Scenario(_old, _migrate),
+    "index": Scenario(_pictures, _update),
+}

@@ -1,0 +1,278 @@
+"""Whatever call of a writer is its last, or fails, what was committed is there and the next run ends as it should.
+
+`scenarios` says what is run, `faults` disturbs it at system calls, SQLite's own included, and `power` knows what a
+power cut leaves. The steps that `test_crash` kills at have names; these here are all that there are.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+
+import faults
+import power
+import pytest
+from faults import Call, Kind, Mode, Server
+from scenarios import PUBLISHED, SCENARIOS, Scenario, State, quietly, state_of
+from store_kit import flaws, segment_files, sql
+
+from mmsearch.retrieval.store import LocalStore, is_index
+
+pytestmark = pytest.mark.skipif(faults.lacking() is not None, reason=str(faults.lacking()))
+
+_ALL = 120
+_LAST = 40
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scenario, and what it does when nothing disturbs it.
+
+    Attributes:
+        name: of the scenario.
+        place: what each run gets a copy of.
+        states: what readers see before the run, after each of its transactions, and after it.
+        log: its calls and marks.
+    """
+
+    name: str
+    place: Path
+    states: list[State]
+    log: list[Call]
+
+    @property
+    def scenario(self) -> Scenario:
+        return SCENARIOS[self.name]
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for call in self.log if call.kind != Kind.MARK]
+
+    def committed(self) -> list[int]:
+        """How many transactions are committed when each of the calls begins."""
+        done, counts = 0, []
+        for call in self.log:
+            if call.kind != Kind.MARK:
+                counts.append(done)
+            elif call.name in PUBLISHED:
+                done += 1
+        return counts
+
+    def copy(self, to: Path) -> Path:
+        return Path(shutil.copytree(self.place, to))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with faults.serve(faults.build(tmp_path_factory.mktemp("library"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def case(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    made: dict[str, Case] = {}
+
+    def get(name: str) -> Case:
+        if name not in made:
+            made[name] = _observe(server, name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+def _observe(server: Server, name: str, folder: Path) -> Case:
+    scenario = SCENARIOS[name]
+    place, whole, before, logged = (folder / part for part in ("place", "whole", "before", "logged"))
+    place.mkdir()
+    scenario.prepare(place, folder / "shared")
+    for copy in (whole, before, logged):
+        shutil.copytree(place, copy)
+    states = [state_of(before / scenario.index)]
+
+    def look(step: str) -> None:
+        if step in PUBLISHED:
+            states.append(state_of(whole / scenario.index))
+
+    scenario.run(whole / scenario.index, look)
+    after = state_of(whole / scenario.index)
+    if states[-1] != after:
+        states.append(after)
+    outcome = server.run(name, logged, Mode.WATCH, log=folder / "log")
+    assert (outcome.code, outcome.error) == (0, None)
+    case = Case(name, place, states, faults.read_log(folder / "log"))
+    assert outcome.calls == len(case.calls)
+    return case
+
+
+def _sample(numbers: Sequence[int]) -> Iterable[int]:
+    """All of them, or of too many some at even distances and the last."""
+    if len(numbers) <= _ALL:
+        return numbers
+    early = numbers[:-_LAST]
+    return [*early[:: -(-len(early) // (_ALL - _LAST))], *numbers[-_LAST:]]
+
+
+def _orphans(store: LocalStore) -> set[str]:
+    return segment_files(store) - {name for (name,) in sql(store, "SELECT filename FROM segments")}
+
+
+def _check(case: Case, place: Path, allowed: Sequence[State]) -> None:
+    """What was committed is there and sound, and the run can be repeated."""
+    index = place / case.scenario.index
+    assert state_of(index) in allowed
+    if is_index(index):
+        store = LocalStore.open(index)
+        assert flaws(store) == []
+        with store.writer():  # sweeps
+            pass
+        assert _orphans(store) == set()
+    case.scenario.run(index, quietly)
+    assert state_of(index) == case.states[-1]
+    store = LocalStore.open(index)
+    assert flaws(store) == []
+    assert _orphans(store) == set()
+
+
+def _die(case: Case, server: Server, folder: Path, mode: Mode, numbers: Iterable[int]) -> None:
+    committed = case.committed()
+    for number in numbers:
+        place = case.copy(folder / str(number))
+        assert server.run(case.name, place, mode, number).code == -SIGKILL
+        done = committed[number]
+        try:
+            _check(case, place, case.states[done : done + 2])
+        except Exception as error:
+            raise AssertionError(f"{mode.name} at call {number}, {_show(case, number)}") from error
+        shutil.rmtree(place)
+
+
+def _show(case: Case, number: int) -> str:
+    call = case.calls[number]
+    return f"{call.kind.name} {Path(call.name).name} at {call.offset} ({len(call.data)} bytes)"
+
+
+def test_every_call_is_seen(case: Callable[[str], Case]) -> None:
+    seen = {f"{call.kind.name} {Path(call.name).name}" for name in SCENARIOS for call in case(name).calls}
+    for pattern in (
+        r"MKDIR index",
+        r"CREATE lock",
+        r"CREATE catalog\.sqlite-wal",
+        r"WRITE catalog\.sqlite-wal",
+        r"SYNC catalog\.sqlite-wal",
+        r"WRITE catalog\.sqlite",
+        r"SYNC catalog\.sqlite",
+        r"TRUNCATE catalog\.sqlite",
+        r"UNLINK catalog\.sqlite-wal",
+        r"CREATE image-\d+\.seg\.tmp",
+        r"WRITE image-\d+\.seg\.tmp",
+        r"SYNC image-\d+\.seg\.tmp",
+        r"RENAME image-\d+\.seg\.tmp",
+        r"SYNC segments",
+        r"UNLINK image-\d+\.seg",
+        r"RENAME catalog\.sqlite\.new",
+        r"SYNC index",
+    ):
+        assert any(re.fullmatch(pattern, one) for one in seen), pattern
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_at_every_call(case: Callable[[str], Case], server: Server, tmp_path: Path, name: str) -> None:
+    observed = case(name)
+    _die(observed, server, tmp_path, Mode.KILL, _sample(range(len(observed.calls))))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_killed_in_the_middle_of_a_write(
+    case: Callable[[str], Case], server: Server, tmp_path: Path, name: str
+) -> None:
+    observed = case(name)
+    long = [number for number, call in enumerate(observed.calls) if len(call.data) > 1]
+    _die(observed, server, tmp_path, Mode.TEAR, _sample(long))
+
+
+def _survive(case: Case, server: Server, folder: Path, mode: Mode, numbers: Iterable[int]) -> None:
+    committed = case.committed()
+    for number in numbers:
+        place = case.copy(folder / str(number))
+        outcome = server.run(case.name, place, mode, number)
+        try:
+            assert outcome.code == 0
+            if outcome.error is None:  # it can do without: a merge, or what comes after the last commit
+                assert outcome.seen == case.states[-1]
+            else:
+                assert re.match("IndexUnusable: .*(No space left|disk is full|disk I/O error|Input/output)", outcome.error)
+                assert outcome.seen in case.states[committed[number] :]
+            _check(case, place, [case.states[-1]])
+        except Exception as error:
+            raise AssertionError(f"{mode.name} at call {number}, {_show(case, number)}: {outcome}") from error
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_full_disk(case: Callable[[str], Case], server: Server, tmp_path: Path, name: str) -> None:
+    observed = case(name)
+    growing = [number for number, call in enumerate(observed.calls) if call.grows]
+    _survive(observed, server, tmp_path, Mode.FULL, _sample(growing))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_disk_with_room_for_half_a_write(
+    case: Callable[[str], Case], server: Server, tmp_path: Path, name: str
+) -> None:
+    observed = case(name)
+    long = [number for number, call in enumerate(observed.calls) if call.grows and len(call.data) > 1]
+    _survive(observed, server, tmp_path, Mode.SHORT, _sample(long))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_disk_that_cannot_sync(case: Callable[[str], Case], server: Server, tmp_path: Path, name: str) -> None:
+    observed = case(name)
+    syncs = [number for number, call in enumerate(observed.calls) if call.kind == Kind.SYNC]
+    _survive(observed, server, tmp_path, Mode.BROKEN_SYNC, syncs)
+
+
+_CUTS: tuple[tuple[power.Data, power.Names], ...] = (
+    ("synced", "synced"),
+    ("synced", "all"),
+    ("some", "synced"),
+    ("some", "all"),
+    ("all", "synced"),
+)
+
+
+def _cuts(case: Case, server: Server, folder: Path) -> Iterator[tuple[power.Image, int, str]]:
+    """What power cuts may leave at each call, without those that leave the same; and what was committed before."""
+    chance = random.Random(0)
+    running = case.copy(folder / "running")
+    disk = power.Disk(running)
+    assert server.run(case.name, running, Mode.WATCH, log=folder / "log").code == 0
+    seen: set[tuple[power.Image, int]] = set()
+    done = 0
+    for call in faults.read_log(folder / "log"):
+        for data, names in _CUTS:
+            image = disk.cut(data, names, chance)
+            if (image, done) not in seen:
+                seen.add((image, done))
+                yield image, done, f"{data} data and {names} names before {call.kind.name} {Path(call.name).name}"
+        if call.kind != Kind.MARK:
+            disk.do(call)
+        elif call.name in PUBLISHED:
+            done += 1
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_power_cut(case: Callable[[str], Case], server: Server, tmp_path: Path, name: str) -> None:
+    observed = case(name)
+    for image, done, when in _cuts(observed, server, tmp_path):
+        place = tmp_path / "left"
+        power.restore(image, place)
+        try:
+            _check(observed, place, observed.states[done : done + 2])
+        except Exception as error:
+            raise AssertionError(f"power cut with {when}") from error
+        shutil.rmtree(place)
