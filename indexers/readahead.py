@@ -1,13 +1,22 @@
 """What the worker threads of an index run do: read a file once, and decode what was read.
 
 Nothing here raises for a bad file: its reason travels back with it, because one bad file never ends a run.
+
+Other programs write to the files meanwhile. What is hashed is a state that the file was in, and the stamp that is
+kept is the stamp of that state: a scan's stamp is older than the read, and would let a change between the two pass
+for ever. Writes that follow each other faster than the file system's clock ticks leave the same stamp, so a file is
+not read before the tick of its last write is over, or else gets a stamp that makes the next run read it again (what
+git's index calls a racy entry).
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
+import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmsearch.retrieval.errors import MMSearchError
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Stamp, TextChunk
@@ -20,7 +29,22 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 UNREADABLE = Stamp(size=-1, mtime_ns=0)
-"""The stamp of a file that could not be opened: no real file has it, so the next run tries again."""
+"""The stamp of a file that could not be read: no real file has it, so the next run tries again."""
+
+_TRIES = 3
+_TICK_NS = 20_000_000
+"""Kernels stamp writes with the time of the last timer tick (1 to 10 ms ago), exFAT with hundredths of a second."""
+_COARSE_TICK_NS = 2_000_000_000
+"""FAT keeps every other second, HFS+ and ext3 whole ones: any stamp of a whole second may be one of theirs."""
+_SECOND_NS = 1_000_000_000
+
+
+class _BeingWritten(Exception):
+    """A file was another one after each read than before it."""
+
+
+class _NoFile(Exception):
+    """What was a file when it was scanned is a pipe or a device now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +52,7 @@ class ReadFile:
     """A file as it came off the disk.
 
     Attributes:
+        ref: the file, with the stamp of what was read; `UNREADABLE` if nothing was.
         content: all bytes of an image; empty for a text, whose `chunks` are made at once.
         content_hash: of all bytes; empty if `error` is set.
         chunks: the pieces of a text.
@@ -61,10 +86,10 @@ def read_file(ref: ItemRef, max_tokens: int | None = None) -> ReadFile:
     from mmsearch.retrieval.media import content_hash, decode_text
 
     try:
-        with open(ref.path, "rb") as file:
-            content = file.read()
-    except OSError as error:
+        content, stamp = _read(ref.path)
+    except (OSError, MemoryError, _BeingWritten, _NoFile) as error:
         return ReadFile(replace(ref, stamp=UNREADABLE), error=_reason(error))
+    ref = replace(ref, stamp=stamp)
     key = content_hash(content)
     if ref.modality == "image":
         return ReadFile(ref, content=content, content_hash=key)
@@ -75,6 +100,63 @@ def read_file(ref: ItemRef, max_tokens: int | None = None) -> ReadFile:
     if not chunks:
         return ReadFile(ref, error="there is no text in it")
     return ReadFile(ref, content_hash=key, chunks=chunks)
+
+
+def _read(path: str) -> tuple[bytes, Stamp]:
+    """All bytes of a file as they were at one time, and the stamp to remember them by."""
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        for _ in range(_TRIES):
+            before, settled = _settled(file)
+            content = _content(file, before.st_size)
+            if _version(os.fstat(file.fileno())) == _version(before) and len(content) == before.st_size:
+                return content, Stamp(before.st_size if settled else UNREADABLE.size, before.st_mtime_ns)
+    raise _BeingWritten
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for a writer, where a pipe has taken its place."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` refuses folders by itself
+        return descriptor
+    os.close(descriptor)
+    raise _NoFile
+
+
+def _settled(file: BinaryIO) -> tuple[os.stat_result, bool]:
+    """The state of a file, and whether every later write will leave another stamp; waits a tick for that."""
+    state = os.fstat(file.fileno())
+    wait = _unsettled_ns(state.st_mtime_ns)
+    if 0 < wait <= 2 * _TICK_NS:
+        time.sleep(wait / _SECOND_NS)
+        state = os.fstat(file.fileno())
+        wait = _unsettled_ns(state.st_mtime_ns)
+    return state, wait <= 0
+
+
+def _unsettled_ns(mtime_ns: int) -> int:
+    """How long a write may still leave this time as its own; 0 or less if none can any more.
+
+    Times that are far ahead of the clock are no times of writing.
+    """
+    tick = _TICK_NS if mtime_ns % _SECOND_NS else _COARSE_TICK_NS
+    wait = mtime_ns + tick - time.time_ns()
+    return wait if wait <= 2 * tick else 0
+
+
+def _content(file: BinaryIO, size: int) -> bytes:
+    """The bytes of a file from its start; one more than `size` at most, so that a log that grows has an end."""
+    file.seek(0)
+    parts: list[bytes] = []
+    left = size + 1
+    while left and (part := file.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _version(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def decode_image(file: ReadFile, encoder: Encoder, *, metadata_only: bool = False) -> DecodedImage:
@@ -91,6 +173,12 @@ def decode_image(file: ReadFile, encoder: Encoder, *, metadata_only: bool = Fals
 
 def _reason(error: Exception) -> str:
     """One line that a person can act on."""
+    if isinstance(error, _BeingWritten):
+        return "it is being written to; the next run tries again"
+    if isinstance(error, (_NoFile, IsADirectoryError)):
+        return "it is no file any more"
+    if isinstance(error, MemoryError):
+        return "not enough memory to read it"
     if isinstance(error, FileNotFoundError):
         return "it vanished before it could be read"
     if isinstance(error, OSError) and error.strerror:

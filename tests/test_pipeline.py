@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,10 +339,10 @@ def test_a_file_deleted_while_being_read(store: LocalStore, encoder: FakeEncoder
 def test_an_unreadable_file_is_tried_again(
     store: LocalStore, encoder: FakeEncoder, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: str, mode: str) -> object:
+    def refuse(path: str, mode: str, **options: Any) -> object:
         if path.endswith("roses.txt"):
             raise PermissionError(13, "Permission denied", path)
-        return open(path, mode)
+        return open(path, mode, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr("mmsearch.indexers.readahead.open", refuse, raising=False)

@@ -49,10 +49,14 @@ class Lock:
         except OSError as error:
             if error.errno not in _HELD:
                 raise
-            holder = os.pread(self._descriptor, 20, 0).decode("ascii", "replace").strip() if os.name != "nt" else ""
             raise IndexLocked(
-                f"another mmsearch (pid {holder or 'unknown'}) is writing to {index}; wait for it or stop it"
+                f"another mmsearch (pid {self._holder() or 'unknown'}) is writing to {index}; wait for it or stop it"
             ) from error
+
+    def _holder(self) -> str:
+        """Process id of the writer that has the lock; empty where the file does not say."""
+        text = os.pread(self._descriptor, 20, 0).strip() if os.name != "nt" else b""
+        return text.decode() if text.isdigit() else ""
 
     def release(self) -> None:
         """Lets the next writer in. The file stays: removing it would let two writers lock two files."""
