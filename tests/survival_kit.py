@@ -222,8 +222,24 @@ def read_in_a_loop(index: str, plans: str) -> None:
     sys.stdout.write(json.dumps([count, sorted(seen), wrong]) + "\n")
 
 
+# Many files
+
+
+def index_and_measure(folder: str, index: str) -> None:
+    """Prints the report of a run as JSON, its seconds, and the most bytes of memory that this process had."""
+    import resource
+
+    seconds = -time.monotonic()
+    ran = command("index", folder, "--model", "fake", "--json", "--index", index)
+    seconds += time.monotonic()
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    sys.stdout.write(json.dumps([json.loads(ran["stdout"]), seconds, peak]) + "\n")
+
+
 ROLES = {
-    role.__name__: role for role in (as_somebody_else, hold, try_to_write, leave_a_log, write_in_a_loop, read_in_a_loop)
+    role.__name__: role
+    for role in (as_somebody_else, hold, try_to_write, leave_a_log, write_in_a_loop, read_in_a_loop, index_and_measure)
 }
 
 if __name__ == "__main__":
