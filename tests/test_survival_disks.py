@@ -279,7 +279,6 @@ def test_a_real_drive_comes_and_goes(
     assert {hit.uri for hit in index.search("red")} == {"red.png", "green.png"}
 
 
-@pytest.mark.xfail(strict=True, reason="Source.scan does not note the folders in a root that are on other drives")
 def test_a_real_drive_inside_a_root_comes_and_goes(
     index: mmsearch.Index, photos: Path, draw: Draw, drive: Callable[[Path], Callable[[], None]]
 ) -> None:

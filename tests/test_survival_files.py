@@ -106,10 +106,6 @@ def test_a_clock_that_is_wrong(
     assert counts(index.add()) == {"unchanged": 2}
 
 
-_STAMP_OF_SCAN = "Ingest._settle drops ReadFile.ref, and with it the stamp that makes the next run read again"
-
-
-@pytest.mark.xfail(strict=True, reason=_STAMP_OF_SCAN)
 def test_a_write_in_the_tick_of_the_last_one(
     index: mmsearch.Index, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +120,6 @@ def test_a_write_in_the_tick_of_the_last_one(
     assert best(index, "blue") == "b.ppm"
 
 
-@pytest.mark.xfail(strict=True, reason=_STAMP_OF_SCAN)
 def test_a_second_write_in_the_second_of_a_memory_card(index: mmsearch.Index, photos: Path) -> None:
     """FAT keeps every other second only."""
     second = int(time.time())
