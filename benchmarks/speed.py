@@ -107,8 +107,8 @@ class Workshop:
 
     def index(self, folder: Path, encoder: StarterEncoder) -> float:
         """Seconds to index a folder into a fresh index: scan, read, decode, encode, commit."""
+        from mmsearch.indexers.paths import open_sources
         from mmsearch.indexers.pipeline import index_sources
-        from mmsearch.indexers.sources import open_sources
         from mmsearch.retrieval.store import LocalStore
 
         path = self.fresh_index()

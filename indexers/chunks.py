@@ -25,6 +25,7 @@ _BREAK = re.compile(
     """,
     re.VERBOSE,
 )
+_FRAGMENT = re.compile(r"(?P<before>(?:.*&)?)char=(?P<first>\d+)-\d+")
 _SOFT_BREAK = re.compile(r"[,;:)\]}–—]\s+|[，、：）》]\s*|\s+")
 
 
@@ -57,6 +58,20 @@ def chunk_text(text: str, *, max_chars: int = _MOST_CHARS) -> list[TextChunk]:
         end = stop
     _append(chunks, text, begin, end)
     return chunks
+
+
+def cut_further(fragment: str | None, text: str, *, max_chars: int) -> list[tuple[str | None, str]]:
+    """Fragments and texts of a chunk that was cut for another model; only itself where it is short enough.
+
+    Offsets go on counting where the chunk's own start, so they are those of the text that it was cut from.
+    """
+    full = max_chars + 0.5  # weights are sums of thirds: a full chunk may seem a little over
+    pieces = [] if _weight(text) < full else chunk_text(text, max_chars=max_chars)
+    if len(pieces) < 2:
+        return [(fragment, text)]
+    known = _FRAGMENT.fullmatch(fragment or "char=0-0")
+    before, first = (known["before"], int(known["first"])) if known else (f"{fragment}&", 0)
+    return [(f"{before}char={first + piece.start}-{first + piece.end}", piece.text) for piece in pieces]
 
 
 def _sentences(text: str, most: float) -> list[tuple[int, int]]:

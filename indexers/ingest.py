@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmsearch.indexers.interrupt import Interrupt
-from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file
+from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file, read_row
+from mmsearch.indexers.rowsources import RowRef
 from mmsearch.retrieval.errors import IndexUnusable, ModelMismatch
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality
@@ -58,31 +59,42 @@ Observer = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file to index; `new` if it may be one that was elsewhere before."""
+    """A file or row to index; `new` if it may be one that was elsewhere before. `bytes` are read for it."""
 
     ref: ItemRef
     new: bool = True
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, ref: ItemRef, *, new: bool = True) -> Job:
+        """A job that remembers how large the file was when it was scanned."""
+        return cls(ref, new, max(0, ref.stamp.size))
 
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A picture between its read and its embedding, with the equal ones that wait for it."""
+    """A picture between its read and its embedding, with the equal ones that wait for it.
 
-    job: Job
-    content_hash: bytes
+    `bytes` is how much of it is held in memory; `files` have no content any more.
+    """
+
+    key: bytes
     decoded: Future[DecodedImage]
     stored: bool
-    twins: list[Job] = field(default_factory=list)
+    bytes: int
+    files: list[tuple[Job, ReadFile]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text whose new chunks wait for the encoder."""
+    """A text or a row whose new chunks wait for the encoder; `before` is a picture that belongs to it."""
 
     job: Job
     file: ReadFile
     keys: tuple[bytes, ...]
     copy: bool
+    before: tuple[NewItem, ...] = ()
+    metadata: AssetMetadata = field(default_factory=AssetMetadata)
 
 
 class Ingest:
@@ -185,8 +197,8 @@ class Ingest:
             self._interrupt.check()
             while jobs and len(reads) < self._batch + self._threads and self._may_read(jobs[0]):
                 job = jobs.popleft()
-                self._bytes_ahead += job.ref.stamp.size
-                reads.append((job, pool.submit(read_file, job.ref, self._store.max_tokens)))
+                self._bytes_ahead += job.bytes
+                reads.append((job, pool.submit(_read, job.ref, self._store.max_tokens)))
             if reads and len(self._pictures) < 2 * self._batch:
                 self._settle(self._take(reads), pool)
             elif self._pictures:
@@ -202,7 +214,7 @@ class Ingest:
             self.tell("index", self._done, self._total)
 
     def _may_read(self, job: Job) -> bool:
-        return self._bytes_ahead == 0 or self._bytes_ahead + job.ref.stamp.size <= _BYTES_AHEAD
+        return self._bytes_ahead == 0 or self._bytes_ahead + job.bytes <= _BYTES_AHEAD
 
     def _take(self, reads: deque[tuple[Job, Future[ReadFile]]]) -> list[tuple[Job, ReadFile]]:
         """The oldest read, and those behind it that are ready too."""
@@ -214,28 +226,28 @@ class Ingest:
 
     def _settle(self, files: list[tuple[Job, ReadFile]], pool: ThreadPoolExecutor) -> None:
         """Decides for each file that was read what it needs: nothing, only a row in the catalog, or the encoder."""
-        keys = [file.content_hash for job, file in files if file.error is None and job.ref.modality == "image"]
-        stored = self._writer.find("image", keys)
+        stored = self._writer.find("image", [file.picture_key for _, file in files if file.picture_key])
         for job, file in files:
             held = False
+            job = replace(job, ref=file.ref)  # its stamp is that of what was read
             if file.error is not None:
-                self._fail(replace(job, ref=file.ref), file.error)
+                self._fail(job, file.error)
             else:
-                new_picture = job.ref.modality == "image" and file.content_hash not in stored
+                new_picture = bool(file.picture_key) and file.picture_key not in stored
                 records = [] if new_picture else self._equal_assets(job, file.content_hash)
                 if self._is_known(job, records):
                     pass
-                elif job.ref.modality == "text":
-                    self._settle_text(job, file, records)
+                elif file.picture_key:
+                    held = self._settle_picture(job, file, records, not new_picture, pool)
                 else:
-                    held = self._settle_picture(job, file, records, file.content_hash in stored, pool)
+                    self._settle_text(_Text(job, file, _keys(file), copy=bool(records)))
             if not held:
-                self._bytes_ahead -= job.ref.stamp.size
+                self._bytes_ahead -= job.bytes
 
     def _equal_assets(self, job: Job, key: bytes) -> list[AssetRecord]:
         """Good assets of the same content and modality."""
         modality = job.ref.modality
-        found = self._writer.asset_by_hash(key)
+        found = self._writer.assets_by_hash(key, modality)
         return [record for record in found if record.status == "ok" and record.modality == modality]
 
     def _is_known(self, job: Job, records: Sequence[AssetRecord]) -> bool:
@@ -244,14 +256,14 @@ class Ingest:
         for record in records:
             if (record.root, record.uri) == (ref.root, ref.uri):
                 self._writer.touch(ref)
-                self._finish("unchanged")
+                self._finish(job, "unchanged")
                 return True
         for record in records if job.new else ():
             for left in (self.gone.get(record.root, set()), self.covered.get(record.root, set())):
                 if record.uri in left:
                     self._writer.move(record.root, record.uri, ref)
                     left.discard(record.uri)
-                    self._finish("moved")
+                    self._finish(job, "moved")
                     return True
         return False
 
@@ -259,16 +271,17 @@ class Ingest:
         self, job: Job, file: ReadFile, records: Sequence[AssetRecord], stored: bool, pool: ThreadPoolExecutor
     ) -> bool:
         """Adds a copy at once, or sends a picture to be decoded; returns whether its bytes are still held."""
-        key = file.content_hash
+        key = file.picture_key
+        emptied = replace(file, content=b"")
         if key in self._by_hash:
-            self._by_hash[key].twins.append(job)
+            self._by_hash[key].files.append((job, emptied))
             return False
         if stored and records:
-            self._add_picture(job, key, records[0].metadata, copy=True)
+            self._add_picture(job, emptied, records[0].metadata, copy=True)
             return False
         encoder = self._load_encoder()
         decoded = pool.submit(decode_image, file, encoder, metadata_only=stored)
-        picture = _Picture(job, key, decoded, stored)
+        picture = _Picture(key, decoded, stored, job.bytes, [(job, emptied)])
         self._pictures.append(picture)
         self._by_hash[key] = picture
         return True
@@ -280,35 +293,34 @@ class Ingest:
         arrays: list[NDArray[Any]] = []
         while self._pictures and len(ready) < self._batch:
             picture = self._pictures.popleft()
-            del self._by_hash[picture.content_hash]
+            del self._by_hash[picture.key]
             decoded = picture.decoded.result()
-            self._bytes_ahead -= picture.job.ref.stamp.size
+            self._bytes_ahead -= picture.bytes
             if decoded.error is not None:
-                for job in (picture.job, *picture.twins):
+                for job, _ in picture.files:
                     self._fail(job, decoded.error)
                 continue
             ready.append((picture, decoded.metadata))
             if decoded.array is not None:
-                fresh.append(picture.content_hash)
+                fresh.append(picture.key)
                 arrays.append(decoded.array)
         unusable = self._embed("image", fresh, self._load_encoder().encode_images, arrays) if arrays else set()
         for picture, metadata in ready:
-            if picture.content_hash in unusable:
-                for job in (picture.job, *picture.twins):
+            for number, (job, file) in enumerate(picture.files):
+                if picture.key in unusable:
                     self._fail(job, "the model gives no usable embedding for it")
-                continue
-            self._add_picture(picture.job, picture.content_hash, metadata, copy=picture.stored)
-            for job in picture.twins:
-                self._add_picture(job, picture.content_hash, metadata, copy=True)
+                else:
+                    self._add_picture(job, file, metadata, copy=picture.stored or number > 0)
 
-    def _add_picture(self, job: Job, key: bytes, metadata: AssetMetadata, *, copy: bool) -> None:
-        self._add(job.ref, key, metadata, [NewItem("image", key)], copy=copy)
+    def _add_picture(self, job: Job, file: ReadFile, metadata: AssetMetadata, *, copy: bool) -> None:
+        before = (NewItem("image", file.picture_key),)
+        self._settle_text(_Text(job, file, _keys(file), copy, before, metadata))
 
-    def _settle_text(self, job: Job, file: ReadFile, records: Sequence[AssetRecord]) -> None:
-        keys = tuple(text_key(chunk.text) for chunk in file.chunks)
-        text = _Text(job, file, keys, copy=bool(records))
-        stored = self._writer.find("text", keys)
-        new = {key: chunk.text for key, chunk in zip(keys, file.chunks, strict=True) if key not in stored}
+    def _settle_text(self, text: _Text) -> None:
+        """Adds a text whose chunks all have vectors, else lets it wait."""
+        stored = self._writer.find("text", text.keys) if text.keys else {}
+        pairs = zip(text.keys, text.file.chunks, strict=True)
+        new = {key: chunk.text for key, chunk in pairs if key not in stored}
         if new:
             self._new_chunks.update(new)
             self._texts.append(text)
@@ -338,11 +350,15 @@ class Ingest:
             NewItem("text", key, fragment=chunk.fragment, text=chunk.text)
             for key, chunk in zip(text.keys, text.file.chunks, strict=True)
         ]
-        self._add(text.job.ref, text.file.content_hash, AssetMetadata(), items, copy=text.copy)
-
-    def _add(self, ref: ItemRef, key: bytes, metadata: AssetMetadata, items: Sequence[NewItem], *, copy: bool) -> None:
-        replaced = self._writer.add(ref, content_hash=key, metadata=metadata, items=items)
-        self._finish("updated" if replaced else "copied" if copy else "added")
+        ref = text.job.ref
+        replaced = self._writer.add(
+            ref,
+            content_hash=text.file.content_hash,
+            metadata=text.metadata,
+            items=[*text.before, *items],
+            meta=ref.row.meta if isinstance(ref, RowRef) and ref.row is not None else None,
+        )
+        self._finish(text.job, "updated" if replaced else "copied" if text.copy else "added")
 
     def _embed(
         self,
@@ -386,8 +402,9 @@ class Ingest:
             self._batch = max(1, encoder.batch_size)
         return self._encoder
 
-    def _finish(self, outcome: str) -> None:
-        self._counts[outcome] += 1
+    def _finish(self, job: Job, outcome: str) -> None:
+        if not job.ref.listed:  # the row that names it is counted
+            self._counts[outcome] += 1
         self._done += 1
 
     def _fail(self, job: Job, error: str) -> None:
@@ -395,6 +412,14 @@ class Ingest:
         self._writer.fail(job.ref, error)
         self.failures.append(Failure(job.ref.path, error))
         self._done += 1
+
+
+def _read(ref: ItemRef, max_tokens: int | None) -> ReadFile:
+    return read_row(ref, max_tokens) if isinstance(ref, RowRef) else read_file(ref, max_tokens)
+
+
+def _keys(file: ReadFile) -> tuple[bytes, ...]:
+    return tuple(text_key(chunk.text) for chunk in file.chunks)
 
 
 def text_key(text: str) -> bytes:

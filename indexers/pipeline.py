@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from mmsearch.indexers.ingest import Ingest, Job, Observer, Progress
 from mmsearch.indexers.interrupt import Interrupt, Stopped
+from mmsearch.indexers.paths import Source
 from mmsearch.indexers.patterns import Filter
 from mmsearch.indexers.rescan import AbsentRoot
-from mmsearch.indexers.sources import FolderSource, Source
+from mmsearch.indexers.rowsources import ManifestSource
+from mmsearch.indexers.sources import FileSource, FolderSource
+from mmsearch.retrieval.store.diff import is_below
 from mmsearch.retrieval.types import ItemRef, Report, Root
-from mmsearch.retrieval.uris import path_to_uri
+from mmsearch.retrieval.uris import absolute_path, path_to_uri
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
@@ -44,6 +47,8 @@ class RunOptions(TypedDict, total=False):
     threads: int | None
     commit_seconds: float
     observer: Observer | None
+    complete: bool
+    take_back: Sequence[tuple[str, str]]
 
 
 def index_source(
@@ -63,6 +68,8 @@ def index_sources(
     threads: int | None = None,
     commit_seconds: float = 4.0,
     observer: Observer | None = None,
+    complete: bool = False,
+    take_back: Sequence[tuple[str, str]] = (),
 ) -> Report:
     """Brings the index up to date with several sources.
 
@@ -79,6 +86,8 @@ def index_sources(
         threads: how many files are read and decoded at a time; chosen by default.
         commit_seconds: work that an abrupt end may lose, at most.
         observer: called with the state of the run, from this thread, at most a few hundred times a second.
+        complete: the sources are all there are; vectors of a lost catalog that still wait for their content then go.
+        take_back: (root, uri) of what was taken out of the index and is wanted again.
 
     Raises:
         IndexLocked: somebody else is writing.
@@ -87,6 +96,7 @@ def index_sources(
     start = time.monotonic()
     interrupted = False
     kept = 0
+    scanned: list[AnySource] = []
     with store.writer() as writer, Interrupt() as interrupt:
         ingest = Ingest(
             store,
@@ -98,21 +108,33 @@ def index_sources(
             observer=observer,
         )
         try:
+            for root, uri in take_back:
+                writer.take_back(root, uri)
+            writer.commit()
             jobs: deque[Job] = deque()
-            for source in sources:
+            rows: deque[Job] = deque()
+            waiting = deque(sources)
+            while waiting:
+                source = waiting.popleft()
                 diff, missing = _scan(source, store, writer, ingest, interrupt, prune=prune)
+                waiting.extend(source.followers())
+                scanned.append(source)
                 kept += missing
                 if _is_whole(source) and diff.new:
                     _cover(source, diff.new, store, ingest)
-                ingest.committed["unchanged"] += diff.unchanged
-                jobs.extend(Job(ref) for ref in diff.new)
-                jobs.extend(Job(ref, new=False) for ref in diff.changed)
+                if not _is_listed(source):
+                    ingest.committed["unchanged"] += diff.unchanged
+                todo = rows if source.root.kind != "folder" else jobs
+                todo.extend(Job.of(ref) for ref in diff.new)
+                todo.extend(Job.of(ref, new=False) for ref in diff.changed)
                 if retry:
-                    jobs.extend(Job(ref) for ref in diff.failed)
+                    todo.extend(Job.of(ref) for ref in diff.failed)
                 else:
                     ingest.failures.extend(diff.known_failures)
-            ingest.index(jobs)
+            ingest.index(jobs + rows)  # pictures before the rows that name them
             ingest.remove_gone()
+            if complete and not kept and all(_is_seen(source) for source in scanned):
+                writer.forget_salvaged()
             ingest.commit()
             ingest.tell("merge", 0, None)
             ingest.merge()
@@ -122,7 +144,7 @@ def index_sources(
         except KeyboardInterrupt:  # a second Ctrl-C, or one that we do not see first: anything may be half-done
             interrupted = True
             writer.rollback()
-    return _report(sources, store, ingest, kept=kept, interrupted=interrupted, seconds=time.monotonic() - start)
+    return _report(scanned, store, ingest, kept=kept, interrupted=interrupted, seconds=time.monotonic() - start)
 
 
 def _scan(
@@ -141,25 +163,39 @@ def _scan(
             yield ref
 
     ingest.tell("scan", 0, None)
-    diff = store.diff(source.root, refs(), scope=source.scope)
+    diff = store.diff(source.root, refs(), scope=source.scope, partial=source.few)
     interrupt.check()
     missing = set(diff.missing) if source.complete else set()
-    unmounted = diff.had_items and (diff.device_changed or (not found and _is_empty(source)))
-    kept = len(missing) if unmounted and not prune else 0
+    kept: set[str] = set()
+    if not prune:
+        unmounted = diff.had_items and (diff.device_changed or (not found and _is_empty(source)))
+        kept = missing if unmounted else _on_lost_drives(source.root, diff.mounts, missing)
     if kept:
         _log.warning(
             "%s looks unmounted or replaced: %d files that are not there now were kept; "
             "if they are gone for good, run again with prune (--prune)",
             source.root.path,
-            kept,
+            len(kept),
         )
-        missing = set()
     if source.complete and not isinstance(source, AbsentRoot):
         _note_root(source, writer, diff, everything_found=not kept)
-    elif diff.new and not diff.had_items:  # a drive that came or went during its first scan
+    elif (diff.new or _is_listed(source)) and not diff.had_items:  # a drive that came or went during its first scan
         writer.root(source.root)
-    ingest.gone.setdefault(str(source.root.path), set()).update(missing)
-    return diff, kept
+    ingest.gone.setdefault(str(source.root.path), set()).update(missing - kept)
+    return diff, len(kept)
+
+
+def _on_lost_drives(root: Root, mounts: Sequence[str], missing: set[str]) -> set[str]:
+    """Missing files under folders of the root that were on other drives and are not now."""
+    lost = [uri for uri in mounts if not _is_foreign(root, uri)]
+    return {uri for uri in missing if is_below(uri, lost)} if lost else set()
+
+
+def _is_foreign(root: Root, uri: str) -> bool:
+    try:
+        return os.stat(absolute_path(str(root.path), uri)).st_dev != root.device
+    except OSError:
+        return False
 
 
 def _cover(source: AnySource, found: Sequence[ItemRef], store: LocalStore, ingest: Ingest) -> None:
@@ -174,7 +210,18 @@ def _cover(source: AnySource, found: Sequence[ItemRef], store: LocalStore, inges
 
 
 def _is_whole(source: AnySource) -> bool:
+    """Whether everything under the root was looked at."""
+    if isinstance(source, ManifestSource):
+        return True
     return isinstance(source, FolderSource) and not source.start and source.filter.glob is None
+
+
+def _is_seen(source: AnySource) -> bool:
+    return source.complete and not isinstance(source, AbsentRoot)
+
+
+def _is_listed(source: AnySource) -> bool:
+    return isinstance(source, FileSource) and source.listed
 
 
 def _note_root(source: Source, writer: Writer, diff: Diff, *, everything_found: bool) -> None:
@@ -183,8 +230,11 @@ def _note_root(source: Source, writer: Writer, diff: Diff, *, everything_found: 
     # take another drive, mounted there for a while, for the right one.
     if not (diff.had_items and diff.device_changed) or (whole and everything_found):
         writer.root(source.root)
+    mounts = source.mounts if whole and everything_found else {*source.mounts, *diff.mounts}
     if whole:
         writer.scanned(source.root)
+    if mounts != set(diff.mounts):
+        writer.mounted(source.root, sorted(mounts))
 
 
 def _report(
@@ -226,7 +276,7 @@ def _is_empty(source: AnySource) -> bool:
 
     Not where a part of the root was scanned and the rest of the root is plainly there.
     """
-    if isinstance(source, AbsentRoot):
+    if isinstance(source, AbsentRoot | ManifestSource):
         return True
     if isinstance(source, FolderSource) and not source.start and source.filter == Filter():
         return True

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmsearch.retrieval.errors import MMSearchError
-from mmsearch.retrieval.types import AssetMetadata, ItemRef, Stamp, TextChunk
+from mmsearch.retrieval.types import AssetMetadata, ItemRef, Stamp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mmsearch.indexers.rowsources import RowRef
     from mmsearch.retrieval.encoders import Encoder
 
 _log = logging.getLogger(__name__)
@@ -48,21 +49,31 @@ class _NoFile(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """What becomes an item: a text, and what tells it from others of its file or row (None: nothing has to)."""
+
+    text: str
+    fragment: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ReadFile:
     """A file as it came off the disk.
 
     Attributes:
         ref: the file, with the stamp of what was read; `UNREADABLE` if nothing was.
         content: all bytes of an image; empty for a text, whose `chunks` are made at once.
-        content_hash: of all bytes; empty if `error` is set.
-        chunks: the pieces of a text.
+        content_hash: of all bytes, or of all that a row says; empty if `error` is set.
+        picture_key: hash of `content`; empty for a text.
+        chunks: the pieces of a text, or of the texts of a row.
         error: why it could not be read, in one line, or None.
     """
 
     ref: ItemRef
     content: bytes = b""
     content_hash: bytes = b""
-    chunks: tuple[TextChunk, ...] = ()
+    picture_key: bytes = b""
+    chunks: tuple[Chunk, ...] = ()
     error: str | None = None
 
 
@@ -92,14 +103,34 @@ def read_file(ref: ItemRef, max_tokens: int | None = None) -> ReadFile:
     ref = replace(ref, stamp=stamp)
     key = content_hash(content)
     if ref.modality == "image":
-        return ReadFile(ref, content=content, content_hash=key)
+        return ReadFile(ref, content=content, content_hash=key, picture_key=key)
     try:
-        chunks = tuple(chunk_text(decode_text(content), max_chars=chunk_chars(max_tokens)))
+        pieces = chunk_text(decode_text(content), max_chars=chunk_chars(max_tokens))
+        chunks = tuple(Chunk(piece.text, piece.fragment) for piece in pieces)
     except Exception as error:
         return ReadFile(ref, error=_reason(error))
     if not chunks:
         return ReadFile(ref, error="there is no text in it")
     return ReadFile(ref, content_hash=key, chunks=chunks)
+
+
+def read_row(ref: RowRef, max_tokens: int | None = None) -> ReadFile:
+    """What `read_file` gives, of a row: its texts, and the picture if it has the bytes of one."""
+    from mmsearch.indexers.chunks import chunk_chars, chunk_text
+    from mmsearch.retrieval.media import content_hash
+
+    if ref.row is None:
+        return ReadFile(ref, error=ref.error or "the row says nothing")
+    chunks: list[Chunk] = []
+    for number, text in enumerate(ref.row.texts, 1):
+        pieces = chunk_text(text, max_chars=chunk_chars(max_tokens))
+        for piece in pieces:
+            parts = [f"text={number}"] if len(ref.row.texts) > 1 else []
+            parts += [piece.fragment] if len(pieces) > 1 else []
+            chunks.append(Chunk(piece.text, "&".join(parts) or None))
+    content = ref.row.image if isinstance(ref.row.image, bytes) else b""
+    key = content_hash(content) if content else b""
+    return ReadFile(ref, content=content, content_hash=ref.row.digest, picture_key=key, chunks=tuple(chunks))
 
 
 def _read(path: str) -> tuple[bytes, Stamp]:

@@ -16,9 +16,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mmsearch.indexers.patterns import Filter, is_glob
-from mmsearch.retrieval.errors import PathNotFound, UsageError
+from mmsearch.indexers.patterns import Filter
+from mmsearch.indexers.roots import is_hidden
 from mmsearch.retrieval.media import IMAGE_EXTENSIONS, TEXT_EXTENSIONS
+from mmsearch.retrieval.store.diff import is_below
 from mmsearch.retrieval.types import Failure, ItemRef, Modality, Root, Stamp
 from mmsearch.retrieval.uris import path_to_uri, uri_to_path
 
@@ -27,7 +28,7 @@ _log = logging.getLogger(__name__)
 _SIDECAR_EXTENSION = ".txt"
 
 
-class _Scan:
+class Scan:
     """What all sources have in common.
 
     Attributes:
@@ -36,8 +37,12 @@ class _Scan:
         errors: folders and files that could not be read, of the last scan.
         incomplete_prefixes: uris (of folders and files) that the last scan could not look into.
         complete: True once a scan has run to its end and its root was still there then.
+        mounts: uris of folders that the last scan has met on other drives than the root's.
         rivals: sources of the same root that are scanned before; what they find is theirs.
     """
+
+    few = False
+    """Whether a scan finds a few of many, so that what it does not find is not missing."""
 
     def __init__(self, root: Root) -> None:
         self.root = root
@@ -45,13 +50,19 @@ class _Scan:
         self.errors: list[Failure] = []
         self.incomplete_prefixes: list[str] = []
         self.complete = False
-        self.rivals: list[_Scan] = []
+        self.mounts: set[str] = set()
+        self.rivals: list[Scan] = []
         self._given: set[str] = set()
         self._kinds: dict[str, Modality] = dict.fromkeys(IMAGE_EXTENSIONS, "image")
         self._kinds.update(dict.fromkeys(TEXT_EXTENSIONS, "text"))
 
+    def followers(self) -> list[FileSource]:
+        """Sources that are to be scanned after this one: none."""
+        return []
+
     def _begin(self) -> Counter[str]:
         self.complete = False
+        self.mounts = set()
         self.errors = []
         self.incomplete_prefixes = []
         self._given = set()
@@ -67,6 +78,11 @@ class _Scan:
         if not self.complete:
             self.errors.append(Failure(str(self.root.path), "the folder went away while it was scanned"))
             self.incomplete_prefixes.append("")
+
+    def _mounted(self, uri: str) -> None:
+        """Notes a folder on another drive; those below it add nothing."""
+        if not is_below(uri, self.mounts):
+            self.mounts.add(uri)
 
     def _failed(self, path: str, uri: str, error: OSError) -> None:
         _log.debug("cannot read %s: %s", path, error)
@@ -88,7 +104,7 @@ class _Scan:
         )
 
 
-class FolderSource(_Scan):
+class FolderSource(Scan):
     """A folder with everything in it, or what a filter takes of it.
 
     Args:
@@ -128,7 +144,7 @@ class FolderSource(_Scan):
             if not path.startswith(self.start + "/"):
                 return False
             path = path[len(self.start) + 1 :]
-        return not _is_hidden(path) and self.filter.takes(self.within + path) and self._saw(uri)
+        return not is_hidden(path) and self.filter.takes(self.within + path) and self._saw(uri)
 
     def scan(self) -> Iterator[ItemRef]:
         """Finds the files. Counters and `complete` are those of this scan once it is exhausted."""
@@ -145,6 +161,8 @@ class FolderSource(_Scan):
                 if (identity.st_dev, identity.st_ino) in seen:
                     continue
                 seen.add((identity.st_dev, identity.st_ino))
+                if prefix and identity.st_dev != self.root.device:
+                    self._mounted(prefix[:-1])
                 with os.scandir(path) as listing:
                     entries = sorted(listing, key=_name)
             except OSError as error:
@@ -184,7 +202,7 @@ class FolderSource(_Scan):
                     continue
                 if filtered and not wanted.takes(inner + name):
                     continue
-                extension = _extension(name)
+                extension = extension_of(name)
                 modality = kinds.get(extension)
                 if modality is None:
                     skipped[extension] += 1
@@ -208,16 +226,18 @@ class FolderSource(_Scan):
                 yield ItemRef(root, uri, entry.path, modality, Stamp(stat.st_size, stat.st_mtime_ns), owner)
 
 
-class FileSource(_Scan):
+class FileSource(Scan):
     """Files that were named one by one, under one root. Hidden ones too: they were named.
 
     Args:
         root: what uris are relative to.
         paths: `/`-separated, relative to the root.
+        listed: they are pictures that rows name, not the user.
     """
 
-    def __init__(self, root: Root, paths: Iterable[str]) -> None:
+    def __init__(self, root: Root, paths: Iterable[str], *, listed: bool = False) -> None:
         super().__init__(root)
+        self.listed = listed
         self._paths = {path_to_uri(path): path for path in sorted(set(paths))}
 
     def __repr__(self) -> str:
@@ -235,7 +255,7 @@ class FileSource(_Scan):
         for uri, relative in self._paths.items():
             path = os.path.join(root, *relative.split("/"))
             folder, name = os.path.split(path)
-            extension = _extension(name)
+            extension = extension_of(name)
             modality = self._kinds.get(extension)
             if modality is None:
                 skipped[extension] += 1
@@ -253,169 +273,12 @@ class FileSource(_Scan):
             owner = None
             if picture:
                 owner = f"{uri.rpartition('/')[0]}/{path_to_uri(picture)}".lstrip("/")
+            if stat.st_dev != self.root.device and "/" in uri:
+                self._mounted(uri.rpartition("/")[0])
             if self._take(uri):
-                yield ItemRef(root, uri, path, modality, Stamp(stat.st_size, stat.st_mtime_ns), owner)
+                stamp = Stamp(stat.st_size, stat.st_mtime_ns)
+                yield ItemRef(root, uri, path, modality, stamp, owner, listed=self.listed)
         self._end()
-
-
-Source = FolderSource | FileSource
-"""What the pipeline takes: `root`, `scan()`, `scope(uri)`, and what the last scan met."""
-
-
-def open_sources(
-    paths: Sequence[str | Path],
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    *,
-    index_path: str | Path | None = None,
-    known_roots: Iterable[str | Path] = (),
-    partial_roots: Iterable[str | Path] = (),
-) -> list[Source]:
-    """One source for each folder or glob, and one for the single files of each root.
-
-    No file is found twice: a PATH inside a known root (or inside another PATH) is scanned under that root; a known
-    root inside a PATH is left out there and scanned as a source of its own. A single file's root is its folder.
-
-    Args:
-        paths: folders, files, globs; relative ones from the current folder. An existing name is never a glob.
-        include: patterns that files must match, see `patterns.Filter`; not for single files.
-        exclude: patterns of files and folders to leave out; not for single files.
-        index_path: the index folder, which is not scanned.
-        known_roots: absolute paths of the roots that the index has already.
-        partial_roots: the same of roots of which only single files or globs were named. Nothing but those is put
-            under them, until a PATH is that folder or one above it.
-
-    Raises:
-        PathNotFound: there is no such file or folder.
-        UsageError: the path is empty, or neither a file nor a folder.
-    """
-    roots = _Roots(known_roots, partial_roots)
-    folders, files = _sorted_out(paths)
-    index = [] if index_path is None else [os.path.abspath(index_path)]
-    sources: list[Source] = []
-    whole: list[str] = []  # real paths of folders that are scanned whole
-    for path, glob in folders:
-        real = os.path.realpath(path)
-        if _is_covered(real, whole):
-            continue
-        if not glob:
-            whole.append(real)
-        root, start = roots.of(path, whole=not glob)
-        wanted = Filter.of(include, exclude, glob)
-        nested = roots.inside(real, wanted)
-        sources.append(FolderSource(_root(root), start, filter=wanted, avoid=[*index, *nested]))
-        for inner, within in nested.items():
-            deeper = [other for other in nested if other != inner and _inside(other, inner)]
-            sources.append(
-                FolderSource(_root(roots.path(inner)), filter=wanted, within=within, avoid=[*index, *deeper])
-            )
-    named: dict[str, list[str]] = {}
-    for path in files:
-        folder, name = os.path.split(path)
-        if name.startswith(".") or not _is_covered(roots.real(folder), whole):
-            root, start = roots.of(folder, whole=False)
-            named.setdefault(root, []).append(f"{start}/{name}" if start else name)
-    sources.extend(FileSource(_root(root), inner) for root, inner in named.items())
-    for position, source in enumerate(sources):
-        source.rivals = [other for other in sources[:position] if other.root.path == source.root.path]
-    return sources
-
-
-class _Roots:
-    """The roots of an index, those of the current call included, by real path."""
-
-    def __init__(self, known: Iterable[str | Path], partial: Iterable[str | Path]) -> None:
-        self._real: dict[str, str] = {}
-        self._known = {self.real(os.fspath(root)): os.fspath(root) for root in known}
-        self._partial = {self.real(os.fspath(root)): os.fspath(root) for root in partial}
-
-    def real(self, folder: str) -> str:
-        if folder not in self._real:
-            self._real[folder] = os.path.realpath(folder)
-        return self._real[folder]
-
-    def of(self, folder: str, *, whole: bool) -> tuple[str, str]:
-        """The deepest root that holds `folder` (a new one if none does) and the path from there to it.
-
-        A folder that is scanned whole does not go under a partial root: later runs look at files there only.
-        """
-        real = self.real(folder)
-        above = [root for root in (self._known if whole else {**self._partial, **self._known}) if _inside(real, root)]
-        if not above:
-            self._known[real] = folder
-            return folder, ""
-        root = max(above, key=len)
-        return self.path(root), _relative(real, root)
-
-    def path(self, real: str) -> str:
-        """A root as the index knows it, by its real path."""
-        return self._known[real] if real in self._known else self._partial[real]
-
-    def inside(self, folder: str, wanted: Filter) -> dict[str, str]:
-        """Roots strictly below `folder` that a scan would come by, with their path from it."""
-        found: dict[str, str] = {}
-        for root in sorted({*self._known, *self._partial}):
-            path = _relative(root, folder) if _inside(root, folder) else ""
-            parts = path.split("/")
-            steps = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
-            if path and not _is_hidden(path) and all(map(wanted.enters, steps)) and os.path.isdir(root):
-                found[root] = path
-        return found
-
-
-def _sorted_out(paths: Sequence[str | Path]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Folders (with a glob or without), those that may hold others first, and single files."""
-    folders: set[tuple[str, str]] = set()
-    files: list[str] = []
-    for given in paths:
-        path, glob = _resolved(os.fspath(given))
-        if os.path.isdir(path):
-            folders.add((path, glob))
-        elif os.path.isfile(path):
-            files.append(path)
-        else:
-            raise UsageError(f"neither a file nor a folder: {given}")
-    return sorted(folders, key=lambda folder: (folder[1] != "", len(folder[0]), folder)), files
-
-
-def _resolved(given: str) -> tuple[str, str]:
-    """An absolute existing path, and the glob that is to be matched below it (or an empty one)."""
-    if not given:  # an unset variable must not mean the current folder
-        raise UsageError("a PATH is empty; name a folder, a file or a glob (`.` is the current folder)")
-    path = os.path.abspath(os.path.expanduser(given))
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        parts = path.split(os.sep)
-        fixed = next((at for at, part in enumerate(parts) if is_glob(part)), 0)
-        folder = os.sep.join(parts[:fixed]) or os.sep
-        if not fixed or not os.path.isdir(folder):
-            raise PathNotFound(f"no such file or folder: {given}") from None
-        return folder, "/".join(parts[fixed:])
-    except OSError as error:
-        raise UsageError(f"cannot be read: {given} ({error.strerror})") from None
-    return path, ""
-
-
-def _root(path: str) -> Root:
-    return Root(Path(path), os.stat(path).st_dev)
-
-
-def _inside(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _relative(path: str, folder: str) -> str:
-    return path[len(folder.rstrip(os.sep)) + 1 :].replace(os.sep, "/")
-
-
-def _is_covered(real: str, whole: Sequence[str]) -> bool:
-    """Whether the scan of a whole folder comes by `real`. It does not enter hidden folders."""
-    return any(_inside(real, above) and not _is_hidden(_relative(real, above)) for above in whole)
-
-
-def _is_hidden(path: str) -> bool:
-    return path.startswith(".") or "/." in path
 
 
 def _identities(paths: Iterable[str]) -> set[tuple[int, int]]:
@@ -433,7 +296,8 @@ def _name(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
-def _extension(name: str) -> str:
+def extension_of(name: str) -> str:
+    """The ending of a name in lower case, with its dot; empty for none, and for names that are nothing else."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
 
@@ -442,7 +306,7 @@ def _owners(names: Iterable[str]) -> dict[str, str]:
     """The picture of each stem; the first by name where there are several."""
     owners: dict[str, str] = {}
     for name in names:
-        extension = _extension(name)
+        extension = extension_of(name)
         if extension in IMAGE_EXTENSIONS and name[0] != ".":
             owners.setdefault(name[: -len(extension)], name)
     return owners

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmsearch.index import Index, open
     from mmsearch.indexers.ingest import Progress
+    from mmsearch.indexers.rows import Item
     from mmsearch.retrieval.errors import (
         IndexCorrupt,
         IndexLocked,
@@ -33,13 +34,15 @@ if TYPE_CHECKING:
         UnsafeFilesystem,
         UsageError,
     )
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, Report, RootInfo
+    from mmsearch.retrieval.store.doctor import Diagnosis, Problem
+    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, ReindexReport, Report, RootInfo
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "mmsearch.index": ("Index", "open"),
     "mmsearch.indexers.ingest": ("Progress",),
+    "mmsearch.indexers.rows": ("Item",),
     "mmsearch.retrieval.errors": (
         "IndexCorrupt",
         "IndexLocked",
@@ -55,11 +58,13 @@ _HOMES = {
         "UnsafeFilesystem",
         "UsageError",
     ),
-    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "Report", "RootInfo"),
+    "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
+    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "ItemInfo", "ReindexReport", "Report", "RootInfo"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Diagnosis",
     "Failure",
     "Hit",
     "Index",
@@ -69,13 +74,17 @@ __all__ = [
     "IndexNotFound",
     "IndexTooNew",
     "IndexUnusable",
+    "Item",
+    "ItemInfo",
     "MMSearchError",
     "MediaError",
     "MissingExtra",
     "ModelMismatch",
     "ModelUnavailable",
     "PathNotFound",
+    "Problem",
     "Progress",
+    "ReindexReport",
     "Report",
     "RootInfo",
     "UnsafeFilesystem",

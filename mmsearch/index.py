@@ -6,28 +6,40 @@ sqlalchemy.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
-from mmsearch.retrieval.types import Hit, IndexInfo, Report, Selection
+from mmsearch.lease import Lease
+from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, ModelUnavailable, UsageError
+from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Modality, ReindexReport, Report, Selection
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from PIL import Image
 
-    from mmsearch.indexers.pipeline import AnySource, Observer
+    from mmsearch.indexers.manifests import Columns
+    from mmsearch.indexers.pipeline import AnySource, Observer, RunOptions
     from mmsearch.indexers.plan import RunEstimate
+    from mmsearch.indexers.rows import BadRow, Item, Row
+    from mmsearch.indexers.rowsources import RowsSource
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.store.doctor import Diagnosis
     from mmsearch.retrieval.store.local import LocalStore
     from mmsearch.retrieval.store.reader import Snapshot
 
 ENVIRONMENT = "MMSEARCH_INDEX"
 """Environment variable that names the index folder when no path is given."""
+
+VECTORS = "vectors"
+"""Name of the model of an index that was made of vectors alone; no encoder has it."""
+
+_ROWS_AT_A_TIME = 4096
+_BYTES_AT_A_TIME = 64 * 2**20
 
 
 def open(
@@ -102,43 +114,96 @@ class Index:
         self._download = download
         self._encoders: dict[tuple[str, bool], Encoder] = {}
         self._encoder_lock = threading.Lock()
-        self._lease: _Lease | None = None
+        self._lease: Lease | None = None
         self._lease_lock = threading.Lock()
         self._closed = False
 
     def add(
         self,
-        *paths: str | os.PathLike[str],
+        *sources: str | os.PathLike[str] | Iterable[Item | Mapping[str, object]],
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         prune: bool = False,
         retry: bool = False,
+        text_column: str | None = None,
+        image_column: str | None = None,
+        id_column: str | None = None,
+        skip_missing: bool = False,
         progress: Observer | None = None,
     ) -> Report:
-        """Brings the index up to date with folders, files and globs; without any, with all its roots.
+        """Brings the index up to date with folders, files, globs and manifests; without any, with all its roots.
 
         Only new and changed files are read. Files that a completed scan no longer finds leave the index, unless
         their root looks unmounted. After it returns, everything that the report counts is committed; Ctrl-C makes
         it return early with `Report.interrupted` set.
 
+        An iterable of items (`mmsearch.Item`, or dicts like it) is added too, a batch at a time. Items have ids: one
+        that is given again replaces what was there, and each stays until `remove(ids=...)`.
+
         Args:
-            paths: what to scan; folders recursively.
+            sources: what to scan, folders recursively; or items.
             include: globs; only files that match one are looked at.
             exclude: globs of files and folders to leave out.
             prune: let files go even where their root looks unmounted.
             retry: read files again that failed before and have not changed.
+            text_column: of manifests; by default `text`, `caption` or `captions`.
+            image_column: of manifests, with paths; by default `image`, `path` or `file_name`.
+            id_column: of manifests; by default `id`.
+            skip_missing: report paths that do not exist as failed, instead of raising.
             progress: called with `Progress` during the run.
 
         Raises:
             PathNotFound: a path does not exist; nothing was done.
+            UsageError: a manifest has neither a text nor an image column; something is neither a path nor items.
             IndexNotFound: no paths, and no index yet.
             IndexLocked: another process is writing.
             ModelMismatch: the index was made by another model than the one named.
         """
+        from mmsearch.indexers.manifests import Columns
+
+        paths, collections = _sorted_out(sources)
+        missing = [Failure(path, "does not exist") for path in paths if skip_missing and not _may_exist(path)]
+        paths = [path for path in paths if Failure(path, "does not exist") not in missing] if missing else paths
+        columns = Columns(text=text_column, image=image_column, id=id_column)
+        reports = [Report(failed=tuple(missing))] if missing else []
+        if paths or not sources:
+            reports.append(self._add_paths(paths, include, exclude, columns, prune, retry, progress))
+        for items in collections:
+            for rows in _batches(items):
+                if reports and reports[-1].interrupted:
+                    break
+                reports.append(self._run([self._rows_source(rows)], retry=retry, observer=progress))
+        return _joined(reports)
+
+    def _add_paths(
+        self,
+        paths: Sequence[str],
+        include: Sequence[str],
+        exclude: Sequence[str],
+        columns: Columns,
+        prune: bool,
+        retry: bool,
+        progress: Observer | None,
+    ) -> Report:
+        from mmsearch.indexers.removal import taken_back
+
         store = self._store()
         if store is None and not paths:
             raise IndexNotFound(f"there is no index at {self.path} yet; name a folder to index")
-        sources = self._sources(store, paths, include, exclude)
+        return self._run(
+            self._sources(store, paths, include, exclude, columns),
+            take_back=taken_back(store, paths) if store is not None else (),
+            complete=not paths and not (include or exclude),
+            prune=prune,
+            retry=retry,
+            observer=progress,
+        )
+
+    def _run(self, sources: Sequence[AnySource], **options: Unpack[RunOptions]) -> Report:
+        """An index run; makes the index if there is none and something was found."""
+        from mmsearch.indexers.pipeline import index_sources
+
+        store = self._store()
         if store is None:
             if not _anything(sources):
                 return self._nothing(sources)
@@ -153,29 +218,195 @@ class Index:
                 max_tokens=encoder.max_tokens,
             )
             self._encoders[store.model, False] = encoder
-        from mmsearch.indexers.pipeline import index_sources
-
         model = store.model
-        return index_sources(
-            sources,
+        options["threads"] = self._threads
+        return index_sources(sources, store, lambda: self._encoder(model), **options)
+
+    def _rows_source(self, rows: Sequence[Row | BadRow]) -> RowsSource:
+        from mmsearch.indexers.roots import Roots
+        from mmsearch.indexers.rowsources import RowsSource
+
+        store = self._store()
+        roots = [root for root in store.info().roots if root.kind == "folder"] if store is not None else []
+        whole, partial = ([root.path for root in roots if root.whole is kind] for kind in (True, False))
+        return RowsSource(rows, Roots(whole, partial))
+
+    def add_vectors(
+        self,
+        ids: Sequence[str | int],
+        vectors: ArrayLike,
+        *,
+        modality: Modality = "image",
+        texts: Sequence[str | None] | None = None,
+        images: Sequence[str | os.PathLike[str] | None] | None = None,
+        meta: Sequence[Mapping[str, object] | None] | None = None,
+    ) -> Report:
+        """Adds vectors that were computed elsewhere, so that an existing collection can be searched.
+
+        Each becomes an item with its id; an id that is given again replaces what was there. Vectors are scaled to
+        length 1. They must be of the model of the index: a new index takes the model that `open` was told, and
+        without one it can be searched with vectors only.
+
+        Args:
+            ids: n different ids.
+            vectors: n rows of `dim` numbers.
+            modality: the space that they belong to: what the vectors are of.
+            texts: of each, shown with hits.
+            images: path of each picture, shown with hits; never opened.
+            meta: fields of each.
+
+        Raises:
+            UsageError: a vector is not finite or all zeros; lengths or the width do not fit; ids repeat.
+            IndexLocked: another process is writing.
+        """
+        import time
+
+        from mmsearch.indexers import vectors as given
+        from mmsearch.retrieval.store.local import LocalStore
+
+        start = time.monotonic()
+        if modality not in ("image", "text"):
+            raise UsageError(f"modality {modality!r} is none of image, text")
+        store = self._store()
+        rows = given.checked(ids, vectors, None if store is None else store.dim)
+        if store is None and self._model == "auto":
+            dim = rows.shape[1]
+            store = LocalStore.create(self.path, model=VECTORS, identity=f"{VECTORS}:{dim}", dim=dim)
+        elif store is None:
+            encoder = self._encoder(self._model)
+            given.checked(ids, vectors, encoder.dim)
+            store = LocalStore.create(
+                self.path,
+                model=encoder.name,
+                identity=encoder.identity,
+                dim=encoder.dim,
+                max_tokens=encoder.max_tokens,
+            )
+        added, updated, unchanged = given.add_vectors(
             store,
-            lambda: self._encoder(model),
-            prune=prune,
-            retry=retry,
-            threads=self._threads,
-            observer=progress,
+            ids,
+            rows,
+            modality=modality,
+            texts=texts,
+            images=[None if image is None else os.fspath(image) for image in images] if images is not None else None,
+            meta=meta,
+        )
+        return Report(
+            added=added,
+            updated=updated,
+            unchanged=unchanged,
+            items=self.info().items,
+            seconds=round(time.monotonic() - start, 3),
+            model=store.model,
         )
 
+    def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str | int] = ()) -> int:
+        """Takes files, folders and manifests out of the index, and items by their ids; no file on disk is touched.
+
+        Later runs pass over what was taken out, until it is named itself. Returns how many files and rows it was.
+
+        Raises:
+            PathNotFound: nothing of that path is in the index or on disk; nothing was removed.
+            IndexNotFound: there is no index.
+            IndexLocked: another process is writing.
+        """
+        from mmsearch.indexers.removal import remove
+
+        return remove(self._existing(), [os.fspath(path) for path in paths], ids)
+
+    def merge(self) -> int:
+        """Makes one segment of each space and lets go of what nothing points to; returns how many were merged.
+
+        Runs merge by themselves; this does it to the end, at the price of copying everything.
+        """
+        with self._existing().writer() as writer:
+            return writer.merge(all_segments=True)
+
+    def reindex(self, model: str, *, drop: bool = False, progress: Observer | None = None) -> ReindexReport:
+        """Embeds everything again with another model, then changes to it at once; searches go on meanwhile.
+
+        Interrupted or killed, it goes on where it was when called again. The old model is not needed. Texts come
+        out of the index, pictures from their files. Afterwards the index is brought up to date with its roots.
+
+        Args:
+            model: as in `open`.
+            drop: let go of what cannot be embedded again, such as pictures on a drive that is not there.
+            progress: called with `Progress` during the run.
+
+        Raises:
+            IndexUnusable: something cannot be embedded again and `drop` is not set; nothing has changed, and what
+                was done so far is kept for the next try.
+            IndexLocked: another process is writing.
+        """
+        from mmsearch.indexers.reindex import reindex
+
+        store = self._existing()
+        encoder = self._encoder(model)
+        self._encoders[encoder.name, False] = encoder
+        report = reindex(store, lambda: encoder, drop=drop, threads=self._threads, observer=progress)
+        if not report.interrupted:
+            self._model = "auto"  # the index keeps what it has now
+            self.add(progress=progress)
+        return report
+
+    def doctor(self, *, repair: bool = False, files: bool = False, model: str | None = None) -> Diagnosis:
+        """Checks every byte of the index, and repairs it if asked to.
+
+        Args:
+            repair: mend what can be mended; without it nothing is changed.
+            files: compare the stamps of all files with the disk too.
+            model: name of the model, where a lost catalog leaves that open.
+
+        Raises:
+            IndexNotFound: there is no index, nor anything left of one.
+            IndexLocked: another process is writing (with `repair`).
+        """
+        from mmsearch.retrieval.store.doctor import examine
+        from mmsearch.retrieval.store.doctor import repair as mend
+
+        return mend(self.path, model=model) if repair else examine(self.path, files=files)
+
+    def items(self) -> Iterator[ItemInfo]:
+        """Every item of the index, by id, as they were when the iteration began."""
+        with self._snapshot() as snapshot:
+            for record in snapshot.all_items():
+                yield ItemInfo(
+                    item_id=record.item_id,
+                    path=None if record.path is None else Path(record.path),
+                    uri=record.uri,
+                    fragment=record.fragment,
+                    modality=record.modality,
+                    text=record.text,
+                    width=record.width,
+                    height=record.height,
+                    taken=record.taken,
+                    id=record.id,
+                    meta=json.loads(record.meta) if record.meta else {},
+                )
+
+    def failures(self) -> list[Failure]:
+        """Every file and row that could not be indexed, and why."""
+        with self._snapshot() as snapshot:
+            return snapshot.failures()
+
     def estimate(
-        self, *paths: str | os.PathLike[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
+        self,
+        *paths: str | os.PathLike[str],
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        text_column: str | None = None,
+        image_column: str | None = None,
+        id_column: str | None = None,
     ) -> RunEstimate:
         """What `add` would do and about how long it would take; changes nothing and downloads nothing."""
+        from mmsearch.indexers.manifests import Columns
         from mmsearch.indexers.plan import estimate_run
 
+        columns = Columns(text=text_column, image=image_column, id=id_column)
         store = self._store()
         if store is None and not paths:
             raise IndexNotFound(f"there is no index at {self.path} yet; name a folder to index")
-        sources = self._sources(store, paths, include, exclude)
+        sources = self._sources(store, [os.fspath(path) for path in paths], include, exclude, columns)
         model = store.model if store is not None else self._model
 
         def encoder() -> Encoder | None:
@@ -253,7 +484,7 @@ class Index:
                 raise UsageError("this index is closed")
             lease = self._lease
             if lease is None or not lease.snapshot.is_current():
-                fresh = _Lease(Snapshot.open(self.path))
+                fresh = Lease(Snapshot.open(self.path))
                 if lease is not None:
                     lease.retire()
                 self._lease = lease = fresh
@@ -263,14 +494,28 @@ class Index:
         finally:
             lease.give_back()
 
+    def _existing(self) -> LocalStore:
+        """The index for writing, whatever model it is of."""
+        from mmsearch.retrieval.store.local import LocalStore
+
+        if self._closed:
+            raise UsageError("this index is closed")
+        return LocalStore.open(self.path)
+
     def _store(self) -> LocalStore | None:
         """The index for writing, or None if there is none yet."""
-        from mmsearch.retrieval.store.layout import is_index, refuse_network_filesystem, require_room_for_index
+        from mmsearch.retrieval.store.layout import (
+            is_index,
+            refuse_network_filesystem,
+            refuse_ruins,
+            require_room_for_index,
+        )
         from mmsearch.retrieval.store.local import LocalStore
 
         if self._closed:
             raise UsageError("this index is closed")
         if not is_index(self.path):
+            refuse_ruins(self.path)
             require_room_for_index(self.path)
             refuse_network_filesystem(self.path)
             return None
@@ -281,24 +526,26 @@ class Index:
     def _sources(
         self,
         store: LocalStore | None,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: Sequence[str],
         include: Sequence[str],
         exclude: Sequence[str],
+        columns: Columns,
     ) -> list[AnySource]:
+        from mmsearch.indexers.paths import open_sources
         from mmsearch.indexers.rescan import rescan_sources
-        from mmsearch.indexers.sources import open_sources
 
         if store is not None and not paths:
             return rescan_sources(store, include=include, exclude=exclude)
-        roots = store.info().roots if store is not None else ()
+        roots = [root for root in store.info().roots if root.kind == "folder"] if store is not None else []
         return [
             *open_sources(
-                [os.fspath(path) for path in paths],
+                paths,
                 include,
                 exclude,
                 index_path=self.path,
                 known_roots=[root.path for root in roots if root.whole],
                 partial_roots=[root.path for root in roots if not root.whole],
+                columns=columns,
             )
         ]
 
@@ -316,13 +563,18 @@ class Index:
             return
         from mmsearch.retrieval.encoders.models import canonical_name
 
-        if canonical_name(self._model) != canonical_name(of_index):
+        if of_index == VECTORS or canonical_name(self._model) != canonical_name(of_index):
             raise ModelMismatch(
                 f"the index at {self.path} was made by the model {of_index}, not {self._model}; "
-                f"use another --index for {self._model}"
+                f"`mmsearch reindex --model {self._model}` changes it; or use another --index for {self._model}"
             )
 
     def _encoder(self, model: str, *, offline: bool = False) -> Encoder:
+        if model == VECTORS:
+            raise ModelUnavailable(
+                f"the index at {self.path} was made of vectors, and no model was named that could read words or "
+                "pictures for it: search it with a vector"
+            )
         with self._encoder_lock:
             if (model, offline) not in self._encoders:
                 from mmsearch.retrieval.encoders.models import load_encoder
@@ -340,28 +592,6 @@ class Index:
             return self._encoders[model, offline]
 
 
-class _Lease:
-    """A snapshot that closes when it is retired and its last user has given it back."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        self._users = 1  # the index itself
-        self._lock = threading.Lock()
-
-    def take(self) -> None:
-        with self._lock:
-            self._users += 1
-
-    def give_back(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = self._users == 0
-        if last:
-            self.snapshot.close()
-
-    retire = give_back
-
-
 def _index_path(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
         path = os.environ.get(ENVIRONMENT) or None
@@ -374,3 +604,60 @@ def _index_path(path: str | os.PathLike[str] | None) -> Path:
 
 def _anything(sources: Sequence[AnySource]) -> bool:
     return any(True for source in sources for _ in source.scan())
+
+
+def _sorted_out(
+    sources: Sequence[str | os.PathLike[str] | Iterable[Item | Mapping[str, object]]],
+) -> tuple[list[str], list[Iterable[Item | Mapping[str, object]]]]:
+    """Paths, and collections of items."""
+    paths: list[str] = []
+    collections: list[Iterable[Item | Mapping[str, object]]] = []
+    for source in sources:
+        if isinstance(source, str | os.PathLike):
+            paths.append(os.fspath(source))
+        elif not isinstance(source, bytes | Mapping):
+            collections.append(source)
+        else:
+            raise UsageError(f"{type(source).__name__} is neither a path nor a list of items: add([Item(...), ...])")
+    return paths, collections
+
+
+def _may_exist(path: str) -> bool:
+    from mmsearch.indexers.patterns import is_glob
+
+    return os.path.lexists(os.path.expanduser(path)) or is_glob(path)
+
+
+def _batches(items: Iterable[Item | Mapping[str, object]]) -> Iterator[list[Row | BadRow]]:
+    """Rows of items, so many at a time that their pictures fit into memory."""
+    from mmsearch.indexers.rows import Row, rows_of
+
+    batch: list[Row | BadRow] = []
+    size = 0
+    for row in rows_of(items, Path.cwd()):
+        batch.append(row)
+        size += len(row.image) if isinstance(row, Row) and isinstance(row.image, bytes) else 0
+        if len(batch) >= _ROWS_AT_A_TIME or size >= _BYTES_AT_A_TIME:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _joined(reports: Sequence[Report]) -> Report:
+    """One report of several runs, one after the other."""
+    if len(reports) == 1:
+        return reports[0]
+    skipped: dict[str, int] = {}
+    for report in reports:
+        for kind, count in report.skipped.items():
+            skipped[kind] = skipped.get(kind, 0) + count
+    counted = ("added", "updated", "moved", "copied", "removed", "unchanged", "kept", "seconds")
+    return Report(
+        **{name: sum(getattr(report, name) for report in reports) for name in counted},
+        skipped=skipped,
+        failed=tuple(failure for report in reports for failure in report.failed),
+        items=max((report.items for report in reports[-1:]), default=0),
+        model=next((report.model for report in reversed(reports) if report.model), ""),
+        interrupted=any(report.interrupted for report in reports),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from mmsearch.indexers.plan import RunEstimate
     from mmsearch.retrieval.encoders.models import ModelStatus
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, Report
+    from mmsearch.retrieval.store.doctor import Diagnosis
+    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ReindexReport, Report
 
 _SNIPPET = 160
 _FAILURES_SHOWN = 20
@@ -34,6 +36,12 @@ def say(message: str) -> None:
 def write(line: str) -> None:
     """A line of data, on stdout."""
     print(line)  # noqa: T201
+
+
+def write_path0(path: str) -> None:
+    """A path as the bytes that it is on disk, ended by a NUL character."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\0")
 
 
 def write_json(value: Any) -> None:
@@ -83,16 +91,16 @@ def report_lines(report: Report) -> list[str]:
     counts = {name: getattr(report, name) for name in ("added", "updated", "moved", "copied", "removed", "unchanged")}
     done = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
     done = done or ("nothing to do" if report.items or report.failed else "no pictures or texts found")
-    lines = [f"{done}; {_items(report.items)} in the index; {_duration(report.seconds)}"]
+    lines = [f"{done}; {counted(report.items, 'item')} in the index; {_duration(report.seconds)}"]
     if report.interrupted:
         lines.append("interrupted; everything above is saved, and the same command continues from here")
     if report.kept:
-        lines.append(f"{_files(report.kept)} that are not there now were kept (--prune lets them go)")
+        lines.append(f"{counted(report.kept, 'file')} that are not there now were kept (--prune lets them go)")
     if report.skipped:
         kinds = sorted(report.skipped.items(), key=lambda pair: (-pair[1], pair[0]))
         shown = ", ".join(f"{safe(kind) or 'no extension'} {count:,}" for kind, count in kinds[:8])
         more = f", {len(kinds) - 8} more kinds" if len(kinds) > 8 else ""
-        lines.append(f"skipped {_files(sum(report.skipped.values()))} of other kinds: {shown}{more}")
+        lines.append(f"skipped {counted(sum(report.skipped.values()), 'file')} of other kinds: {shown}{more}")
     return lines + failure_lines(report.failed)
 
 
@@ -110,14 +118,46 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
     if not work:
         return [f"{found}; nothing to index"]
     how_long = "unknown until the model is here" if estimate.seconds is None else _duration(estimate.seconds)
-    return [f"{found}; to read: {_files(work)}, {_size(estimate.bytes)}; time: about {how_long}"]
+    return [f"{found}; to read: {counted(work, 'file')}, {_size(estimate.bytes)}; time: about {how_long}"]
+
+
+def reindex_lines(report: ReindexReport) -> list[str]:
+    """A finished change of model in a few lines for a person."""
+    if report.interrupted:
+        return ["interrupted; what is done is saved, and the same command continues from here"]
+    if report.model == report.previous_model and not report.embedded:
+        return [f"the index is of the model {safe(report.model)} already; nothing to do"]
+    lines = [
+        f"changed from {safe(report.previous_model)} to {safe(report.model)}: "
+        f"{counted(report.embedded, 'embedding')} made, {report.reused:,} made before; {_duration(report.seconds)}"
+    ]
+    if report.dropped:
+        lines.append(f"{counted(report.dropped, 'item')} could not be embedded again and left the index")
+    return lines
+
+
+def write_diagnosis(diagnosis: Diagnosis, *, people: bool) -> None:
+    """What `doctor` has found, a line each; what it means and what to do beneath."""
+    for problem in diagnosis.problems:
+        mark = "repaired" if problem.repaired else "damage" if problem.damage else "note"
+        if not people:
+            write("\t".join((mark, problem.kind, safe(problem.where), safe(problem.message), safe(problem.remedy))))
+            continue
+        write(f"{mark}: {safe(problem.message)}")
+        if problem.remedy and not problem.repaired:
+            write(f"  {safe(problem.remedy)}")
+    checked = f"{counted(diagnosis.items, 'item')} in {counted(diagnosis.segments, 'segment')}"
+    if diagnosis.sound:
+        say(f"the index is sound: {checked}, {_size(diagnosis.bytes_checked)} checked")
+    else:
+        say("the index is damaged; nothing was changed. `mmsearch doctor --repair` mends what can be mended")
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
     """Failed files with their reasons; a long list is cut, `info` has it whole."""
     if not failures:
         return []
-    lines = [f"{_files(len(failures))} could not be indexed:"]
+    lines = [f"{counted(len(failures), 'file')} could not be indexed:"]
     lines += [f"  {safe(failure.path)}: {safe(failure.error)}" for failure in failures[:_FAILURES_SHOWN]]
     if len(failures) > _FAILURES_SHOWN:
         lines.append(f"  and {len(failures) - _FAILURES_SHOWN:,} more (mmsearch info --json lists all)")
@@ -213,12 +253,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _files(count: int) -> str:
-    return f"{count:,} file" if count == 1 else f"{count:,} files"
-
-
-def _items(count: int) -> str:
-    return f"{count:,} item" if count == 1 else f"{count:,} items"
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 file`, `2,000 files`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _size(count: int) -> str:

@@ -148,10 +148,9 @@ class Searcher:
         else:
             encoder = self._encoder()
             return _first(encoder.encode_images([encoder.preprocess(upright(image))])), ()
-        own = self._snapshot.items_of_hash(content_hash(content))
-        pictures = [record.item_id for record in self._snapshot.items(own).values() if record.modality == "image"]
-        if pictures:  # its embedding is in the index: no model needed
-            return _first(self._snapshot.vectors("image", pictures[:1])), own
+        own = self._snapshot.pictures_of_hash(content_hash(content))
+        if own:  # its embedding is in the index: no model needed
+            return _first(self._snapshot.vectors("image", own[:1])), own
         encoder = self._encoder()
         loaded = load_image(content, target=encoder.image_size, name=name)
         return _first(encoder.encode_images([encoder.preprocess(loaded.image)])), own

@@ -149,6 +149,23 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemInfo:
+    """An item as `list` shows it; fields as `Hit`. `meta` are the further fields of a row."""
+
+    item_id: int
+    path: Path | None
+    uri: str
+    fragment: str | None
+    modality: Modality
+    text: str | None
+    width: int | None
+    height: int | None
+    taken: str | None
+    id: str | None
+    meta: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one index run did, counted in files; `items` is the index total afterwards.
 
@@ -173,6 +190,38 @@ class Report:
     model: str = ""
     interrupted: bool = False
     kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What one change to another model did. Without `switched` nothing that readers can see has changed.
+
+    Attributes:
+        model: the model changed to; empty if Ctrl-C came before it was loaded.
+        previous_model: the model before.
+        switched: whether the index is `model`'s now, and was not before. False if there was nothing to do.
+        interrupted: True when Ctrl-C ended it early; the next one with the same model goes on from there.
+        items: in the index afterwards.
+        embedded: pictures and texts that this run has embedded.
+        reused: items that needed none of that: equal content, or an interrupted run before this one.
+        recut: texts that are cut into shorter ones, because the model reads less.
+        changed: items whose file has other content now. They leave; the next index run finds the new content
+            embedded already.
+        dropped: items that could not be embedded again and have left, as was asked for.
+        seconds: wall-clock time of the run.
+    """
+
+    model: str
+    previous_model: str
+    switched: bool = False
+    interrupted: bool = False
+    items: int = 0
+    embedded: int = 0
+    reused: int = 0
+    recut: int = 0
+    changed: int = 0
+    dropped: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

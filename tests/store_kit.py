@@ -12,7 +12,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Sta
 
 DIM = 8
 PRECISION = {"precision": "fp32", "device": "cpu", "backend": "fake"}
+FAKE: dict[str, Any] = {"name": "fake", "identity": "fake-1", "dim": DIM, "max_tokens": None}
 OTHER: dict[str, Any] = {"name": "other", "identity": "other-1", "dim": DIM + 2, "max_tokens": 2}
-"""Another model: it reads two characters of a text."""
+THIRD: dict[str, Any] = {"name": "third", "identity": "third-1", "dim": 3, "max_tokens": None}
+"""Models to change between; `OTHER` reads two characters of a text."""
 ROWS = Root(Path(layout.ROWS), 0, kind="rows")
 
 
@@ -44,12 +46,19 @@ def other_vector(content_key: bytes) -> NDArray[np.float32]:
     return np.array([byte % 5 - 2.0 for byte in content_key[-DIM - 2 :]], np.float32)
 
 
-def queries(count: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).integers(-2, 3, (count, DIM)).astype(np.float32)
+def vector_by(identity: str, content_key: bytes) -> NDArray[np.float32]:
+    """The vector of a content by a model."""
+    if identity == THIRD["identity"]:
+        return np.array([byte % 4 - 1.0 for byte in content_key[: THIRD["dim"]]], np.float32)
+    return (other_vector if identity == OTHER["identity"] else vector)(content_key)
+
+
+def queries(count: int, seed: int = 0, dim: int = DIM) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).integers(-2, 3, (count, dim)).astype(np.float32)
 
 
 def make(path: Path, steps: Callable[[str], None] = lambda name: None) -> LocalStore:
-    return LocalStore.create(path, model="fake", identity="fake-1", dim=DIM, steps=steps)
+    return LocalStore.create(path, model=FAKE["name"], identity=FAKE["identity"], dim=DIM, steps=steps)
 
 
 def ref(
@@ -62,8 +71,8 @@ def embed(writer: Writer, space: Modality, contents: Sequence[str]) -> None:
     known = writer.find(space, [key(content) for content in contents])
     new = [one for one in dict.fromkeys(map(key, contents)) if one not in known]
     if new:
-        rows = np.stack([vector(one) for one in new])
-        writer.embed(space, new, rows, **PRECISION)
+        identity = writer.models()[writer.model_id].identity
+        writer.embed(space, new, np.stack([vector_by(identity, one) for one in new]), **PRECISION)
 
 
 def add(
@@ -140,6 +149,10 @@ def add_listed(writer: Writer, root: Path, uri: str, content: str) -> None:
     writer.add(listed_ref(root, uri), content_hash=key(content), metadata=AssetMetadata(), items=[item])
 
 
+def keep_texts(fragment: str | None, text: str) -> None:
+    """What `recut` is to a model that reads texts of any length."""
+
+
 def recut(fragment: str | None, text: str) -> list[NewItem] | None:
     """Pieces of two characters; a text that is short enough stays."""
     if len(text) <= OTHER["max_tokens"]:
@@ -149,20 +162,21 @@ def recut(fragment: str | None, text: str) -> list[NewItem] | None:
     return [NewItem("text", key(piece), f"{before}{number}", piece) for number, piece in enumerate(pieces)]
 
 
-def stage(writer: Writer, snapshot: Snapshot, leave: Collection[str] = ()) -> int:
-    """Embeds what a snapshot has by `OTHER`, but some contents; returns the id of that model."""
-    model_id = writer.stage(**OTHER)
+def stage(writer: Writer, snapshot: Snapshot, leave: Collection[str] = (), model: Mapping[str, Any] = OTHER) -> int:
+    """Embeds what a snapshot has by another model, but some contents; returns the id of that model."""
+    model_id = writer.stage(**model)
+    cut = recut if model is OTHER else keep_texts
     texts: list[bytes] = []
     for fragment, text in snapshot.texts():
         assert text is not None
-        texts += [piece.content_key for piece in recut(fragment, text) or [NewItem("text", key(text))]]
+        texts += [piece.content_key for piece in cut(fragment, text) or [NewItem("text", key(text))]]
     contents = {"image": [content for content, _, _ in snapshot.pictures()], "text": texts}
     left = set(map(key, leave))
     for space, keys in contents.items():
         known = writer.find(space, keys, model_id)
         new = [one for one in dict.fromkeys(keys) if one not in known and one not in left]
         if new:
-            rows = np.stack([other_vector(one) for one in new])
+            rows = np.stack([vector_by(model["identity"], one) for one in new])
             writer.embed(space, new, rows, model_id=model_id, **PRECISION)
     return model_id
 
@@ -288,7 +302,8 @@ def enrich(store: LocalStore) -> None:
         add_row(writer, captions, "id=a%2Fb~2", "six", picture=(photos, "named.jpg"), meta='{"by": "me"}')
         add_row(writer, ROWS, "id=seven", "seven")
         writer.scanned(captions)
-        writer.scanned(Root(photos, 1), mounts=["usb"])
+        writer.scanned(Root(photos, 1))
+        writer.mounted(Root(photos, 1), ["usb"])
         writer.commit()
         writer.take_out(str(photos), "private")
         model_id = writer.stage(**OTHER)

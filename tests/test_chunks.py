@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsearch.indexers.chunks import chunk_chars, chunk_text
+from mmsearch.indexers.chunks import chunk_chars, chunk_text, cut_further
 from mmsearch.retrieval.types import TextChunk
 
 PIECES = st.sampled_from(
@@ -96,3 +96,21 @@ def test_windows_line_ends_keep_their_offsets() -> None:
 @pytest.mark.parametrize(("max_tokens", "chars"), [(None, 400), (256, 400), (77, 231), (64, 192)])
 def test_chunk_chars(max_tokens: int | None, chars: int) -> None:
     assert chunk_chars(max_tokens) == chars
+
+
+@given(st.one_of(st.text(), st.lists(PIECES, max_size=80).map("".join)), st.integers(10, 200))
+def test_a_chunk_is_cut_further_only_for_a_model_that_reads_less(text: str, most: int) -> None:
+    for chunk in chunk_text(text, max_chars=most):
+        assert cut_further(chunk.fragment, chunk.text, max_chars=most) == [(chunk.fragment, chunk.text)]
+        for fragment, piece in cut_further(chunk.fragment, chunk.text, max_chars=most // 2):
+            assert fragment is not None
+            start, end = map(int, fragment.removeprefix("char=").split("-"))
+            assert text[start:end] == piece
+
+
+@pytest.mark.parametrize(
+    ("fragment", "first"),
+    [(None, "char=0-9"), ("char=40-58", "char=40-49"), ("page=2&char=40-58", "page=2&char=40-49"), ("p", "p&char=0-9")],
+)
+def test_the_fragments_of_what_is_cut_further(fragment: str | None, first: str) -> None:
+    assert cut_further(fragment, "Some one. Some two", max_chars=10)[0] == (first, "Some one.")

@@ -124,7 +124,7 @@ def test_query_prints_data_only(run: Callable[..., Result], indexed: Path) -> No
 
 def test_query_json_has_the_fields_of_a_hit_in_order(run: Callable[..., Result], indexed: Path) -> None:
     hits = run("query", "red", "--json", "--top-k", "3").json
-    fields = "rank score relevance path uri fragment modality text item_id width height taken".split()
+    fields = "rank score relevance path uri fragment modality text item_id width height taken id".split()
     assert [list(hit) for hit in hits] == [fields] * 3
     assert hits[0]["path"] == str(indexed / "red-square.png")
     assert hits[0]["text"] is None
@@ -261,7 +261,7 @@ def test_shell_completion_can_be_shown() -> None:
         (["index", ""], 2, "a PATH is empty"),
         (["index", "/dev/null"], 2, "neither a file nor a folder"),
         (["index", "--batch-size", "0"], 2, "batch_size must be 1"),
-        (["index", "--model", "starter"], 1, "made by the model fake, not starter; use another --index"),
+        (["index", "--model", "starter"], 1, "made by the model fake, not starter; `mmsearch reindex --model starter`"),
         (["index", "--model", "no-such-model"], 2, "no model is called"),
         (["index", "--no-such-option"], 2, "--no-such-option"),
         (["no-such-command"], 2, "no-such-command"),

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmsearch.index import Index
+from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import Progress, index_sources
 from mmsearch.indexers.rescan import rescan_sources
-from mmsearch.indexers.sources import open_sources
 from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import IndexLocked, ModelMismatch
@@ -469,7 +469,7 @@ def test_a_damaged_old_segment_does_not_end_a_run(
     assert counts(report) == {"added": 30, "unchanged": 1}
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert segment.name in warning
-    assert "backup" in warning
+    assert "mmsearch doctor" in warning
     assert "saved" in warning
 
 

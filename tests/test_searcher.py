@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import index_sources
-from mmsearch.indexers.sources import open_sources
 from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import MediaError, ModelMismatch, PathNotFound, UsageError

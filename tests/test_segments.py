@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from store_kit import ROWS, add, make, prepare, sql
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew
 from mmsearch.retrieval.store import segments
 from mmsearch.retrieval.store.segments import Segment, SegmentRows, search_rows, write_segment
+from mmsearch.retrieval.types import Root
 
 DTYPES = ("float32", "float16")
 NONE = np.empty(0, np.int64)
@@ -100,26 +103,88 @@ def test_the_tail_is_what_faiss_serialises(tmp_path: Path, dtype: str) -> None:
     assert opened.ntotal == 9
 
 
-def test_the_decoder_of_the_documentation_works(tmp_path: Path, repository: Path) -> None:
+def decoders(repository: Path) -> dict[str, str]:
+    """The code of the documentation by the heading it stands under."""
+    sections = (repository / "docs" / "storage.md").read_text(encoding="utf-8").split("\n## ")
+    found = {part.splitlines()[0]: re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL) for part in sections}
+    return {heading: code for heading, blocks in found.items() for code in blocks}
+
+
+def test_every_kind_of_file_has_a_decoder_of_two_lines(repository: Path) -> None:
+    codes = decoders(repository)
+    assert list(codes) == ["A segment", "The catalog", "The lock"]
+    for code in codes.values():
+        assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_decoder_of_segments_works(tmp_path: Path, repository: Path, dtype: str) -> None:
     rows = unit(5, 6)
+    path = tmp_path / f"{dtype}-000001.seg"
+    write(path, rows, dtype)
+    names: dict[str, Any] = {"path": path}
+    exec(decoders(repository)["A segment"], names)
+    assert np.array_equal(names["rows"], rows.astype(dtype))
+
+
+def test_the_decoders_of_the_catalog_and_the_lock_work(tmp_path: Path, repository: Path) -> None:
+    from mmsearch.retrieval.store import layout
+
+    store = prepare(tmp_path / "index")
+    codes = decoders(repository)
+    catalog: dict[str, Any] = {"path": store.path / layout.CATALOG}
+    lock: dict[str, Any] = {"path": store.path / layout.LOCK}
+    with store.writer():
+        exec(codes["The catalog"], catalog)
+        catalog["catalog"].close()
+        exec(codes["The lock"], lock)
+    assert catalog["rows"] == [
+        ("a.jpg", None, None),
+        ("c.jpg", None, None),
+        ("a-again.jpg", None, None),
+        ("notes.txt", None, "one"),
+        ("notes.txt", None, "two"),
+    ]
+    assert lock["pid"] == os.getpid()
+
+
+def test_every_table_is_documented(tmp_path: Path, repository: Path) -> None:
     text = (repository / "docs" / "storage.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert found is not None
-    code = found[1]
-    assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 2
-    for dtype in DTYPES:
-        path = tmp_path / f"{dtype}-000001.seg"
-        write(path, rows, dtype)
-        names: dict[str, Any] = {"path": path}
-        exec(code, names)
-        assert np.array_equal(names["rows"], rows.astype(dtype))
-        del names
+    store = prepare(tmp_path / "index")
+    tables = [name for (name,) in sql(store, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    documented = re.findall(r"^\| `([a-z]+)` \|", text, flags=re.MULTILINE)
+    assert sorted(documented) == sorted(name for name in tables if name != "sqlite_sequence")
 
 
 def test_every_header_field_is_documented(tmp_path: Path, repository: Path) -> None:
     text = (repository / "docs" / "storage.md").read_text(encoding="utf-8")
-    for name in write(tmp_path / "image-000001.seg", unit(1, 2)).header:
+    store = prepare(tmp_path / "index")
+    header = Segment(store.path / "segments" / "image-000001.seg").header
+    for name in (*header, *header["roots"][0]):
         assert f"`{name}`" in text, name
+
+
+def test_a_header_says_what_a_lost_catalog_would_need(tmp_path: Path) -> None:
+    """As many roots as there is room for: a long one must not keep the segment from being written."""
+    store = make(tmp_path / "photos" / "index")
+    with store.writer() as writer:
+        writer.root(Root(Path("/", *["x" * 200] * 20), 1))
+        writer.root(ROWS)
+        writer.root(Root(tmp_path / "photos" / "é.csv", 1, kind="manifest", columns='{"id": "key"}'))
+        for number in range(60):
+            writer.root(Root(Path("/", f"{number}" * 20), 1))
+        add(writer, tmp_path / "photos", "a.jpg", "a")
+        writer.scanned(ROWS)
+        writer.commit()
+        add(writer, tmp_path / "photos", "b.jpg", "b")
+        writer.commit()
+    header = Segment(store.path / "segments" / "image-000002.seg").header
+    assert (header["identity"], header["model"], header["max_tokens"]) == ("fake-1", "fake", None)
+    assert header["roots"][:2] == [
+        {"path": "rows%3A", "relative": False, "kind": "rows", "columns": None, "whole": True},
+        {"path": "../%C3%A9.csv", "relative": True, "kind": "manifest", "columns": '{"id": "key"}', "whole": False},
+    ]
+    assert 10 < len(header["roots"]) < 62
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_texts_and_metadata_come_back_after_reopening(store: LocalStore, photos:
             items=[NewItem("text", key(text), "char=0-40", text)],
         )
         writer.commit()
-        assert writer.asset_by_hash(key("file"))[0].metadata == metadata
-        assert writer.asset_by_hash(key("file"))[0].stamp == Stamp(2**40, 2**62)
+        assert writer.assets_by_hash(key("file"), "text")[0].metadata == metadata
+        assert writer.assets_by_hash(key("file"), "text")[0].stamp == Stamp(2**40, 2**62)
     with Snapshot.open(store.path) as snapshot:
         hit = snapshot.search("text", vector(key(text))[None], 1)[0][0]
         record = snapshot.items([hit.item_id])[hit.item_id]
@@ -256,7 +256,7 @@ def test_every_statement_of_the_reader_fits_the_schema(store: LocalStore) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["items_of_embeddings", "embeddings_of_items", "items", "items_of_hash", "assets", "assets_at", "removed"],
+    ["items_of_embeddings", "embeddings_of_items", "items", "pictures_of_hash", "assets", "assets_at", "removed"],
 )
 def test_no_statement_of_a_query_reads_a_whole_table(store: LocalStore, name: str) -> None:
     connection = reader.connect(store.path)

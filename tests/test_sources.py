@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from mmsearch.indexers.paths import FileSource, FolderSource, Source, open_sources
 from mmsearch.indexers.patterns import Filter
-from mmsearch.indexers.sources import FileSource, FolderSource, Source, open_sources
 from mmsearch.retrieval.errors import PathNotFound, UsageError
 from mmsearch.retrieval.uris import absolute_path
 

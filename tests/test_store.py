@@ -283,7 +283,7 @@ def test_a_root_is_the_same_through_a_link(tmp_path: Path) -> None:
         writer.commit()
         linked = tmp_path / "link"
         writer.root(Root(linked, 1))
-        assert writer.asset_by_hash(key("a"))[0].root == str(linked)  # as the caller writes it
+        assert writer.assets_by_hash(key("a"), "image")[0].root == str(linked)  # as the caller writes it
         assert writer.remove(str(linked), ["a.jpg"]) == 1
     assert store.diff(Root(linked, 1), [ref(linked, "a.jpg")]).unchanged == 1
 

@@ -366,10 +366,11 @@ def test_folders_on_other_drives_are_remembered(store: LocalStore, photos: Path)
     root = Root(photos, 1)
     with store.writer() as writer:
         add(writer, photos, "a.jpg", "a")
-        writer.scanned(root, mounts=["usb/b", "nas"])
+        writer.scanned(root)
+        writer.mounted(root, ["nas", "usb/b"])
         generation = writer.commit()
         assert store.diff(root, []).mounts == ("nas", "usb/b")
-        writer.scanned(root)
+        writer.mounted(root, [])
         assert writer.commit() == generation
     assert store.diff(root, []).mounts == ()
     assert store.diff(Root(photos / "sub", 1), []).mounts == ()

@@ -11,6 +11,7 @@ from store_kit import (
     DIM,
     OTHER,
     PRECISION,
+    THIRD,
     add,
     content_of,
     embed,
@@ -36,8 +37,6 @@ from mmsearch.retrieval.store.catalog import Catalog
 from mmsearch.retrieval.store.records import Model
 from mmsearch.retrieval.store.segments import Segment
 from mmsearch.retrieval.types import AssetMetadata, Root
-
-THIRD = {"name": "third", "identity": "third-1", "dim": 3, "max_tokens": None}
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_what_has_no_vector_by_the_new_model_looks_changed(store: LocalStore) ->
     with store.snapshot() as snapshot:
         left = sorted((record.uri, record.text or "") for record in snapshot.all_items())
         assert snapshot.counts == {"image": 2, "text": 2}
-        assert snapshot.items_of_hash(key("c")) == []
+        assert snapshot.pictures_of_hash(key("c")) == []
     assert left == [("a-again.jpg", ""), ("a.jpg", ""), ("notes.txt", "o"), ("notes.txt", "tw")]
     assert sql(store, "SELECT uri FROM assets WHERE size = -1 ORDER BY uri") == [("c.jpg",), ("notes.txt",)]
     assert sql(store, "SELECT uri FROM assets WHERE size <> -1 ORDER BY uri") == [("a-again.jpg",), ("a.jpg",)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_kit import DIM, PRECISION, add, content_of, embed, found, key, make, prepare, ref, segment_files, vector
+from store_kit import DIM, PRECISION, add, content_of, embed, found, key, make, prepare, ref, segment_files, sql, vector
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexLocked, IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import LocalStore, NewItem, layout, lock
@@ -161,13 +161,13 @@ def test_the_same_content_under_two_uris_has_one_vector(store: LocalStore, photo
         writer.commit()
         add(writer, photos, "later.jpg", "a")
         writer.commit()
-        assert [record.uri for record in writer.asset_by_hash(key("a"))] == ["a.jpg", "copy.jpg", "later.jpg"]
+        assert [record.uri for record in writer.assets_by_hash(key("a"), "image")] == ["a.jpg", "copy.jpg", "later.jpg"]
     assert [uri for uri, _ in found(store, "a")] == ["a.jpg", "copy.jpg", "later.jpg"]
     assert [uri for uri, _ in found(store, "a", k=2)] == ["a.jpg", "copy.jpg"]
     assert segment_files(store) == {"image-000001.seg"}
     with store.snapshot() as snapshot:
-        assert snapshot.items_of_hash(key("a")) == [1, 2, 3]
-        assert snapshot.items_of_hash(key("b")) == []
+        assert snapshot.pictures_of_hash(key("a")) == [1, 2, 3]
+        assert snapshot.pictures_of_hash(key("b")) == []
 
 
 def test_new_content_at_the_same_uri(store: LocalStore, photos: Path) -> None:
@@ -182,7 +182,7 @@ def test_new_content_at_the_same_uri(store: LocalStore, photos: Path) -> None:
     with store.snapshot() as snapshot:
         assert snapshot.item_ids("image").tolist() == [2, 3]  # ids are not used again
         assert snapshot.counts == {"image": 2, "text": 0}
-        assert snapshot.items_of_hash(key("old")) == []
+        assert snapshot.pictures_of_hash(key("old")) == []
 
 
 def test_a_vector_without_items_is_revived_before_a_merge_and_gone_after(store: LocalStore, photos: Path) -> None:
@@ -322,6 +322,16 @@ def test_a_flipped_bit_is_found_and_not_laundered_by_a_merge(tmp_path: Path) -> 
     after = content_of(store)
     assert sorted(after) == sorted([*before, "later.jpg", "new.jpg"])
     assert {uri: after[uri] for uri in before} == before
+
+
+def test_an_embedding_in_no_segment_is_found(tmp_path: Path) -> None:
+    store = prepare(tmp_path / "index")
+    for nowhere in (None, 99):
+        sql(store, "UPDATE embeddings SET segment_id = ? WHERE embedding_id = 1", nowhere)
+        assert sorted(store.verify()) == [
+            "catalog.sqlite: 1 embedding in no segment",
+            "image-000001.seg: its embeddings are not those that the catalog names",
+        ]
 
 
 def test_a_tombstone_of_another_segment_costs_no_row(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ nothing of it before, and all of it after.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote_from_bytes
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.records import AssetRecord, Model, NewItem
-from mmsearch.retrieval.types import AssetMetadata, ItemRef, Root, Stamp
+from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Stamp
 from mmsearch.retrieval.uris import absolute_path
 
 _T = TypeVar("_T")
@@ -70,7 +72,7 @@ ASSETS = _table(
     sa.Column("modality", sa.Text, nullable=False),
     sa.Column("size", sa.Integer, nullable=False),
     sa.Column("mtime_ns", sa.Integer, nullable=False),
-    sa.Column("content_hash", sa.LargeBinary, index=True),  # null: never read successfully
+    sa.Column("content_hash", sa.LargeBinary),  # null: never read successfully
     sa.Column("status", sa.Text, nullable=False),  # ok | failed
     sa.Column("error", sa.Text),
     sa.Column("owner_root_id", sa.Integer),
@@ -88,6 +90,9 @@ ASSETS = _table(
     sa.Column("indexed_at", sa.Text, nullable=False),
     sa.UniqueConstraint("root_id", "uri"),
 )
+# Pictures are found through their embedding, whose key is the same hash: an index of random keys dirties a page for
+# each new row, which is most of what a commit writes.
+sa.Index("ix_assets_hash", ASSETS.c.content_hash, sqlite_where=sa.text("modality != 'image'"))
 sa.Index("ix_assets_owner", ASSETS.c.owner_root_id, ASSETS.c.owner_uri, sqlite_where=ASSETS.c.owner_uri.is_not(None))
 REMOVED = sa.Table(  # files and folders that the user took out: later scans of their root pass over them
     "removed",
@@ -153,7 +158,7 @@ def connect(catalog: Path, *, foreign_keys: bool = True) -> sa.Engine:
 
     def open_() -> sqlite3.Connection:
         connection = sqlite3.connect(catalog, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in (*keys, "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
+        for pragma in (*keys, "wal_autocheckpoint=4000", "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -162,12 +167,27 @@ def connect(catalog: Path, *, foreign_keys: bool = True) -> sa.Engine:
     return engine
 
 
+def statements() -> set[str]:
+    """What makes the tables and indexes of a catalog, as `compact` writes it."""
+    tables = METADATA.sorted_tables
+    made: list[sa.schema.ExecutableDDLElement] = [sa.schema.CreateTable(table) for table in tables]
+    made += [sa.schema.CreateIndex(index) for table in tables for index in table.indexes]
+    return {compact(str(statement.compile(dialect=sqlite.dialect()))) for statement in made}
+
+
+def compact(sql: str) -> str:
+    """A statement without what does not matter: blanks, line ends and quotes."""
+    return re.sub(r'[\s"]', "", sql)
+
+
 def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
     """Writes a whole new catalog of the current format at `path`, in WAL mode, closed and synced."""
     engine = connect(path)
     try:
         raw = engine.raw_connection()
         try:
+            # Random keys dirty a page each; of small pages a commit writes a quarter. Has to come before WAL.
+            raw.cursor().execute("PRAGMA page_size=1024")
             raw.cursor().execute("PRAGMA journal_mode=WAL")
         finally:
             raw.close()
@@ -193,11 +213,18 @@ def _storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _is_same(text: sa.RowMapping, new: Sequence[NewItem]) -> bool:
+    """Whether a text item stays what it is."""
+    return [one.content_key for one in new] == [text["content_key"]]
+
+
 _PARAM = sa.bindparam
 _FIND_ASSET = sa.select(ASSETS.c.asset_id).where(ASSETS.c.root_id == _PARAM("root_id"), ASSETS.c.uri == _PARAM("uri"))
 _INSERT_ASSET = sa.insert(ASSETS)
 _ASSET_ITEMS = sa.select(ITEMS.c.modality, ITEMS.c.embedding_id).where(ITEMS.c.asset_id == _PARAM("asset"))
 _DELETE_ITEMS = sa.delete(ITEMS).where(ITEMS.c.asset_id == _PARAM("asset"))
+_DELETE_ITEM = sa.delete(ITEMS).where(ITEMS.c.item_id == _PARAM("item"))
+_MOVE_ITEM = sa.update(ITEMS).where(ITEMS.c.item_id == _PARAM("item")).values(embedding_id=_PARAM("embedding"))
 _DELETE_ASSET = sa.delete(ASSETS).where(ASSETS.c.asset_id == _PARAM("asset"))
 _METADATA_FIELDS = ("width", "height", "taken", "camera", "orientation", "latitude", "longitude", "phash")
 
@@ -330,26 +357,44 @@ class Catalog:
         self._connection.execute(sa.delete(MODELS).where(MODELS.c.model_id == model_id))
 
     def replace_texts(self, recut: Callable[[str | None, str], list[NewItem] | None], model_id: int) -> None:
-        """Replaces text items by others whose vectors a model has, where `recut` (fragment, text) gives some."""
-        for row in self._texts():
-            pieces = recut(row["fragment"], row["text"]) if row["text"] is not None else None
-            if pieces is None:
-                continue
-            ids = self.embedding_ids("text", [piece.content_key for piece in pieces], model_id)
-            if len(ids) < len({piece.content_key for piece in pieces}):
-                continue  # not embedded: `repoint_items` sees to the whole item
-            self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == row["item_id"]))
-            self.item_counts["text"] -= 1
-            self.insert_items(row["asset_id"], pieces, [ids[piece.content_key] for piece in pieces])
+        """Replaces text items by what `recut` (fragment, text) makes of them and a model has the vectors of.
 
-    def _texts(self) -> Iterator[sa.RowMapping]:
+        An item that becomes a single one keeps its id.
+        """
+        for page in self._texts():
+            cuts = [(row, recut(row["fragment"], row["text"])) for row in page if row["text"] is not None]
+            news = [(row, new) for row, new in cuts if new is not None and not _is_same(row, new)]
+            ids = self.embedding_ids("text", [one.content_key for _, new in news for one in new], model_id)
+            # Without all of its vectors an item is left to `repoint_items`.
+            whole = [(row, new) for row, new in news if all(one.content_key in ids for one in new)]
+            self._move_items([(row["item_id"], ids[new[0].content_key]) for row, new in whole if len(new) == 1])
+            cut = [(row, new) for row, new in whole if len(new) != 1]
+            self._delete_items("text", [row["item_id"] for row, _ in cut])
+            items = [one for _, new in cut for one in new]
+            assets = [row["asset_id"] for row, new in cut for _ in new]
+            self._insert_items(assets, items, [ids[one.content_key] for one in items])
+
+    def _move_items(self, moved: Sequence[tuple[int, int]]) -> None:
+        """Points items to other embeddings."""
+        if moved:
+            rows = [{"item": item, "embedding": embedding} for item, embedding in moved]
+            self._connection.execute(_MOVE_ITEM, rows)
+
+    def _delete_items(self, modality: Modality, ids: Sequence[int]) -> None:
+        if ids:
+            self._connection.execute(_DELETE_ITEM, [{"item": item} for item in ids])
+            self.item_counts[modality] -= len(ids)
+
+    def _texts(self) -> Iterator[Sequence[sa.RowMapping]]:
         """Every text item, in pages: their texts may not fit in memory. Those added on the way are left out."""
         last = self._connection.execute(sa.select(sa.func.max(ITEMS.c.item_id))).scalar() or 0
-        query = sa.select(ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text)
+        query = sa.select(
+            ITEMS.c.item_id, ITEMS.c.asset_id, ITEMS.c.fragment, ITEMS.c.text, EMBEDDINGS.c.content_key
+        ).join(EMBEDDINGS, EMBEDDINGS.c.embedding_id == ITEMS.c.embedding_id)
         texts = query.where(ITEMS.c.modality == "text", ITEMS.c.item_id <= last).order_by(ITEMS.c.item_id)
         after = 0
         while page := self._connection.execute(texts.where(ITEMS.c.item_id > after).limit(_CHUNK)).mappings().all():
-            yield from page
+            yield page
             after = page[-1]["item_id"]
 
     def repoint_items(self, model_id: int) -> int:
@@ -467,14 +512,23 @@ class Catalog:
 
     # Assets and items
 
-    def assets_by_hash(self, content_hash: bytes) -> list[AssetRecord]:
+    def assets_by_hash(self, content_hash: bytes, modality: Modality) -> list[AssetRecord]:
         """Assets whose content was last read as this, oldest first; this transaction's included."""
-        query = (
-            sa.select(ASSETS, ROOTS.c.path, ROOTS.c.relative)
-            .join(ROOTS, ROOTS.c.root_id == ASSETS.c.root_id)
-            .where(ASSETS.c.content_hash == content_hash)
-            .order_by(ASSETS.c.asset_id)
-        )
+        query = sa.select(ASSETS, ROOTS.c.path, ROOTS.c.relative).join(ROOTS, ROOTS.c.root_id == ASSETS.c.root_id)
+        if modality == "image":
+            pictures = (
+                sa.select(ITEMS.c.asset_id)
+                .join(EMBEDDINGS, EMBEDDINGS.c.embedding_id == ITEMS.c.embedding_id)
+                .where(
+                    EMBEDDINGS.c.model_id == self.model_id,
+                    EMBEDDINGS.c.space == "image",
+                    EMBEDDINGS.c.content_key == content_hash,
+                )
+            )
+            query = query.where(ASSETS.c.asset_id.in_(pictures))
+        else:
+            query = query.where(sa.text("assets.modality != 'image'"))  # not a parameter: it picks the index
+        query = query.where(ASSETS.c.content_hash == content_hash).order_by(ASSETS.c.asset_id)
         return [self._asset_record(row) for row in self._connection.execute(query).mappings()]
 
     def _asset_record(self, row: sa.RowMapping) -> AssetRecord:
@@ -545,6 +599,21 @@ class Catalog:
         query = sa.select(ASSETS.c.content_hash).where(ASSETS.c.asset_id == asset_id)
         return self._connection.execute(query).scalar() is not None
 
+    def assets_of_key(self, root_id: int, key: str) -> list[tuple[int, str]]:
+        """Ids and uris of the rows of a key: itself, and those that repeat it (`~2`, `~3`...)."""
+        repeated = sa.and_(ASSETS.c.uri > f"{key}~", ASSETS.c.uri < f"{key}\x7f")  # "~" is 0x7E
+        query = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(
+            ASSETS.c.root_id == root_id, (ASSETS.c.uri == key) | repeated
+        )
+        return [(row.asset_id, row.uri) for row in self._connection.execute(query)]
+
+    def owned_by(self, root_id: int, uri: str) -> list[tuple[int, str]]:
+        """Ids and uris of what belongs to a picture."""
+        query = sa.select(ASSETS.c.asset_id, ASSETS.c.uri).where(
+            ASSETS.c.owner_root_id == root_id, ASSETS.c.owner_uri == uri
+        )
+        return [(row.asset_id, row.uri) for row in self._connection.execute(query)]
+
     def owner_of(self, asset_id: int) -> tuple[int, str] | None:
         """Root id and uri of the picture that an asset belongs to."""
         query = sa.select(ASSETS.c.owner_root_id, ASSETS.c.owner_uri).where(ASSETS.c.asset_id == asset_id)
@@ -587,9 +656,12 @@ class Catalog:
 
     def insert_items(self, asset_id: int, items: Sequence[NewItem], embedding_ids: Sequence[int]) -> None:
         """Adds items to an asset, in order."""
+        self._insert_items([asset_id] * len(items), items, embedding_ids)
+
+    def _insert_items(self, asset_ids: Sequence[int], items: Sequence[NewItem], embedding_ids: Sequence[int]) -> None:
         rows: list[dict[str, object]] = []
         salvaged = self._claim_salvaged(embedding_ids)
-        for item, embedding_id in zip(items, embedding_ids, strict=True):
+        for asset_id, item, embedding_id in zip(asset_ids, items, embedding_ids, strict=True):
             self.item_counts[item.modality] += 1
             self.touched.add(embedding_id)
             rows.append(

@@ -42,9 +42,13 @@ def diff(
         roots = _Roots(index, connection)
         row = roots.find(str(root.path))
         known = _known(connection, row, [ref.uri for ref in refs] if partial else None)
-        removed = {uri for (uri,) in connection.execute(reader.SQL["removed"], (row.root_id,))} if row else set()
+        removed = {
+            root.path: {uri for (uri,) in connection.execute(reader.SQL["removed"], (root.root_id,))}
+            for root in roots.all
+        }
     finally:
         connection.close()
+    gone_here = removed[row.path] if row is not None else set()
     new: list[ItemRef] = []
     changed: list[ItemRef] = []
     failed: list[ItemRef] = []
@@ -53,8 +57,13 @@ def diff(
     seen: set[str] = set()
     for ref in refs:
         uri, stamp = ref.uri, ref.stamp
-        if uri in seen or (removed and is_below(uri, removed)):
+        if uri in seen or (gone_here and is_below(uri, gone_here)):
             continue
+        if ref.owner is not None:
+            theirs = row if ref.owner_root is None else roots.find(ref.owner_root)
+            gone_there = removed[theirs.path] if theirs is not None else set()
+            if gone_there and is_below(ref.owner, gone_there):
+                continue
         seen.add(uri)
         old = known.get(uri)
         if old is None:
@@ -105,17 +114,17 @@ class _Roots:
     """The roots of the catalog, found by path."""
 
     def __init__(self, index: Path, connection: sqlite3.Connection) -> None:
-        self._all = reader.read_roots(index, connection.execute(reader.SQL["roots"]))
-        self._ids: dict[str, int | None] = {}
+        self.all = reader.read_roots(index, connection.execute(reader.SQL["roots"]))
+        self._found: dict[str, reader.StoredRoot | None] = {}
 
     def find(self, path: str) -> reader.StoredRoot | None:
-        return next((root for root in self._all if root.is_at(path)), None)
+        if path not in self._found:
+            self._found[path] = next((root for root in self.all if root.is_at(path)), None)
+        return self._found[path]
 
     def id(self, path: str) -> int | None:
-        if path not in self._ids:
-            root = self.find(path)
-            self._ids[path] = None if root is None else root.root_id
-        return self._ids[path]
+        root = self.find(path)
+        return None if root is None else root.root_id
 
 
 def _known(

@@ -3,6 +3,7 @@
     INDEX/
     ├── catalog.sqlite      the SQL database; the only commit point
     ├── segments/           SPACE-NNNNNN.seg, immutable vector files
+    ├── damaged/            what a repair has set aside; nothing reads it
     └── lock                held (flock) by the one writer; its text is that writer's process id
 
 Anything else in the folder is left alone. No SQL and no numpy here.
@@ -29,6 +30,9 @@ CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
 LOCK = "lock"
 NEW_CATALOG = "catalog.sqlite.new"
+OLD_CATALOG = "catalog.sqlite.old"
+"""A damaged catalog while a repair puts another in its place."""
+DAMAGED = "damaged"
 
 RESTORE = "`mmsearch doctor` says what can be saved, `mmsearch doctor --repair` does it"
 """What to do about an index that is damaged; the end of messages."""
@@ -100,7 +104,7 @@ def require_room_for_index(path: Path) -> None:
     """Raises IndexUnusable where `path` is a file or a folder of other things; empty or absent is well."""
     if path.exists() and not path.is_dir():
         raise IndexUnusable(f"{path} is a file; an index is a folder: name another one with --index")
-    ours = {CATALOG, SEGMENTS, LOCK, NEW_CATALOG}
+    ours = {CATALOG, SEGMENTS, LOCK, NEW_CATALOG, DAMAGED}
     if path.is_dir():
         for name in sorted(os.listdir(path)):
             if not (name in ours or name.startswith((".", f"{NEW_CATALOG}-"))):
@@ -174,12 +178,13 @@ def is_root(root: str, relative: bool, path: str) -> bool:
 
 
 def index_bytes(path: Path) -> int:
-    """Size on disk of an index: the catalog with its log, and the segments."""
+    """Size on disk of an index: the catalog with its log, the segments, and what a repair has set aside."""
     total = 0
-    for folder in (path, path / SEGMENTS):
+    for folder in (path, path / SEGMENTS, path / DAMAGED):
+        aside = folder.name == DAMAGED
         try:
             with os.scandir(folder) as entries:
-                total += sum(e.stat().st_size for e in entries if e.is_file() and _is_ours(e.name))
+                total += sum(e.stat().st_size for e in entries if e.is_file() and (aside or _is_ours(e.name)))
         except FileNotFoundError:
             continue
     return total

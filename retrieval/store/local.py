@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew, IndexUnusable, ModelMismatch
+from mmsearch.retrieval.errors import IndexCorrupt, IndexUnusable, ModelMismatch
 from mmsearch.retrieval.store import layout, reader
 from mmsearch.retrieval.store.diff import diff
 from mmsearch.retrieval.store.lock import Lock
 from mmsearch.retrieval.store.records import Diff, Model
-from mmsearch.retrieval.store.segments import DType, Segment
+from mmsearch.retrieval.store.segments import DType
 from mmsearch.retrieval.types import IndexInfo, ItemRef, Root
 
 if TYPE_CHECKING:
@@ -166,6 +166,11 @@ class LocalStore:
         """Compares what a scan of `root` found with the newest generation. Takes no lock; see `diff.diff`."""
         return diff(self.path, root, refs, scope, partial=partial)
 
+    def named(self, root: Path) -> list[str]:
+        """Uris of the files of a root that are there for themselves, not only because rows name them."""
+        with self.snapshot() as snapshot:
+            return snapshot.named(str(root))
+
     def snapshot(self) -> reader.Snapshot:
         """The newest generation, for reading."""
         return reader.Snapshot.open(self.path)
@@ -189,32 +194,11 @@ class LocalStore:
             return snapshot.info()
 
     def verify(self) -> list[str]:
-        """Reads every byte and returns what is wrong, one line each; empty for a sound index."""
-        problems = []
-        connection = reader.connect(self.path)
-        try:
-            problems += [f"catalog: {line}" for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
-            query = "SELECT filename, checksum, segment_id FROM segments ORDER BY segment_id"
-            for filename, checksum, segment_id in connection.execute(query).fetchall():
-                try:
-                    segment = Segment(self.path / layout.SEGMENTS / filename)
-                except (OSError, IndexCorrupt, IndexTooNew) as error:
-                    problems.append(str(error))
-                    continue
-                if segment.checksum() != checksum:
-                    problems.append(f"{filename}: its bytes are not those that were written (checksum)")
-                held = "SELECT embedding_id FROM embeddings WHERE segment_id = ? ORDER BY embedding_id"
-                if [row[0] for row in connection.execute(held, (segment_id,))] != segment.ids.tolist():
-                    problems.append(f"{filename}: its embeddings are not those that the catalog names")
-            query = (
-                "SELECT COUNT(*) FROM embeddings"
-                " WHERE segment_id IS NULL OR segment_id NOT IN (SELECT segment_id FROM segments)"
-            )
-            if lost := connection.execute(query).fetchone()[0]:
-                problems.append(f"catalog: {lost} embeddings are in no segment")
-        finally:
-            connection.close()
-        return problems
+        """Reads every byte and returns what is damaged, one line each; empty for a sound index. See `doctor`."""
+        from mmsearch.retrieval.store.doctor import examine
+
+        problems = examine(self.path).problems
+        return [f"{problem.where}: {problem.message}" for problem in problems if problem.damage]
 
 
 def _version() -> str:

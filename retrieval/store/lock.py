@@ -65,6 +65,21 @@ class Lock:
             self._descriptor = -1
 
 
+def is_held(index: Path) -> bool:
+    """Whether a writer is at work. Writes nothing; a writer that starts in the very instant is told to wait."""
+    try:
+        descriptor = os.open(index / layout.LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        _try(descriptor)
+    except OSError as error:
+        return error.errno in _HELD
+    finally:
+        os.close(descriptor)
+    return False
+
+
 if sys.platform == "win32":
 
     def _lock(descriptor: int) -> None:
@@ -74,9 +89,16 @@ if sys.platform == "win32":
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         os.lseek(descriptor, 0, os.SEEK_SET)
 
+    _try = _lock
+
 else:
 
     def _lock(descriptor: int) -> None:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _try(descriptor: int) -> None:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -71,7 +71,7 @@ def _to_2(connection: sa.Connection) -> None:
         " CASE WHEN owner_uri IS NOT NULL THEN root_id END, owner_uri, 0, width, height, taken, camera, orientation,"
         " latitude, longitude, phash, meta, indexed_at FROM old",
     )
-    run("CREATE INDEX ix_assets_content_hash ON assets (content_hash)")
+    run("CREATE INDEX ix_assets_hash ON assets (content_hash) WHERE modality != 'image'")
     run("CREATE INDEX ix_assets_owner ON assets (owner_root_id, owner_uri) WHERE owner_uri IS NOT NULL")
     run(
         "CREATE TABLE removed (root_id INTEGER NOT NULL, uri TEXT NOT NULL, PRIMARY KEY (root_id, uri),"

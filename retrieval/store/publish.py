@@ -121,7 +121,9 @@ class SegmentStore:
 
     def _about(self, model: Model) -> dict[str, Any]:
         """What a lost catalog could be made from again, as far as the header has room."""
-        about = {"identity": model.identity, "model": model.name, "max_tokens": model.max_tokens}
+        about: dict[str, Any] = {"identity": model.identity, "model": model.name, "max_tokens": model.max_tokens}
+        if model.model_id != self._catalog.model_id:
+            about["staged"] = True
         roots: list[dict[str, object]] = []
         for root in self._catalog.root_rows():
             roots.append(root)

@@ -60,19 +60,26 @@ SQL = {
         f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id IN (SELECT value FROM json_each(?))"
     ),
     "items_after": (
-        f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id > ? ORDER BY item_id LIMIT ?"
+        f"SELECT {_ITEM} FROM items JOIN assets USING (asset_id) WHERE item_id > ? AND item_id <= ?"
+        " ORDER BY item_id LIMIT ?"
     ),
     "pictures": (
         "SELECT item_id, content_key, root_id, uri, content_hash FROM items JOIN assets USING (asset_id)"
-        " JOIN embeddings USING (embedding_id) WHERE items.modality = 'image' AND item_id > ? ORDER BY item_id LIMIT ?"
+        " JOIN embeddings USING (embedding_id) WHERE items.modality = 'image' AND item_id > ? AND item_id <= ?"
+        " ORDER BY item_id LIMIT ?"
     ),
     "texts": (
-        "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? ORDER BY item_id LIMIT ?"
+        "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? AND item_id <= ?"
+        " ORDER BY item_id LIMIT ?"
     ),
-    "items_of_hash": ("SELECT item_id FROM items JOIN assets USING (asset_id) WHERE content_hash = ? ORDER BY item_id"),
+    "pictures_of_hash": (
+        "SELECT item_id FROM items JOIN embeddings USING (embedding_id)"
+        " WHERE model_id = ? AND space = 'image' AND content_key = ? ORDER BY item_id"
+    ),
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
     ),
+    "named": "SELECT uri FROM assets WHERE root_id = ? AND NOT listed ORDER BY uri",
     "removed": "SELECT uri FROM removed WHERE root_id = ? ORDER BY uri",
     "root_items": "SELECT root_id, COUNT(*) FROM items JOIN assets USING (asset_id) GROUP BY root_id",
     "failed": "SELECT root_id, uri, error FROM assets WHERE status = 'failed' ORDER BY root_id, uri",
@@ -83,6 +90,7 @@ SQL = {
 
 _ATTEMPTS = 10
 _PAGE = 1000
+_LAST = 2**63 - 1
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -201,6 +209,7 @@ class Snapshot:
         meta = dict(self._rows("meta"))
         self.generation = int(meta["generation"])
         model = Model(*self._rows("model")[0])
+        self._model_id = model.model_id
         self.model, self.identity, self.dim = model.name, model.identity, model.dim
         modalities: tuple[Modality, ...] = ("image", "text")
         self.counts: dict[Modality, int] = {name: int(meta.get(f"items.{name}", 0)) for name in modalities}
@@ -383,30 +392,37 @@ class Snapshot:
         fields = (item_id, asset_id, place, uri, path, fragment, modality, text, content_hash, owner, *rest, id_)
         return ItemRecord(*fields)
 
-    def _paged(self, name: str) -> Iterator[tuple[Any, ...]]:
-        last = 0
-        while rows := self._rows(name, last, _PAGE):
+    def _paged(self, name: str, after: int = 0, last: int = _LAST) -> Iterator[tuple[Any, ...]]:
+        while rows := self._rows(name, after, last, _PAGE):
             yield from rows
-            last = rows[-1][0]
+            after = rows[-1][0]
 
     def all_items(self) -> Iterator[ItemRecord]:
         """Every item, by id, a page at a time."""
         return map(self._record, self._paged("items_after"))
 
-    def pictures(self) -> Iterator[tuple[bytes, bytes | None, str | None]]:
-        """Of every image item the content key, the hash of its file and where that is (None: nowhere)."""
-        for _item_id, key, root_id, uri, content_hash in self._paged("pictures"):
+    def pictures(self, after: int = 0, last: int = _LAST) -> Iterator[tuple[bytes, bytes | None, str | None]]:
+        """Of every image item the content key, the hash of its file and where that is (None: nowhere).
+
+        By id; only of those above `after` and up to `last`.
+        """
+        for _item_id, key, root_id, uri, content_hash in self._paged("pictures", after, last):
             root = self._roots[root_id]
             yield key, content_hash, absolute_path(root.path, uri) if root.kind == "folder" else None
 
-    def texts(self) -> Iterator[tuple[str | None, str | None]]:
-        """Of every text item the fragment and the text."""
-        for _item_id, fragment, text in self._paged("texts"):
+    def texts(self, after: int = 0, last: int = _LAST) -> Iterator[tuple[str | None, str | None]]:
+        """Of every text item the fragment and the text; as `pictures`."""
+        for _item_id, fragment, text in self._paged("texts", after, last):
             yield fragment, text
 
     def removed(self, root_id: int) -> list[str]:
         """Uris of files and folders of a root that the user took out."""
         return [row[0] for row in self._rows("removed", root_id)]
+
+    def named(self, root: str) -> list[str]:
+        """Uris under a root that are there for themselves, not only because rows name them."""
+        ids = [row.root_id for row in self._roots.values() if row.is_at(root)]
+        return [uri for id_ in ids for (uri,) in self._rows("named", id_)]
 
     def roots(self) -> list[StoredRoot]:
         """All roots."""
@@ -419,9 +435,9 @@ class Snapshot:
             for root_id, uri, error in self._rows("failed")
         ]
 
-    def items_of_hash(self, content_hash: bytes) -> list[int]:
-        """Ids of all items whose file has this content."""
-        return [row[0] for row in self._rows("items_of_hash", content_hash)]
+    def pictures_of_hash(self, content_hash: bytes) -> list[int]:
+        """Ids of all image items of a picture with this content."""
+        return [row[0] for row in self._rows("pictures_of_hash", self._model_id, content_hash)]
 
     def info(self) -> IndexInfo:
         """What the index holds."""

@@ -112,27 +112,31 @@ class Writer:
                 self._catalog.update_root(known["root_id"], device=root.device, columns=root.columns)
                 self._changed(visible=False)
 
-    def scanned(self, root: Root, mounts: Sequence[str] = ()) -> None:
-        """Notes that a scan of the whole root was completed; bookkeeping that makes no new generation.
-
-        Args:
-            root: what was scanned.
-            mounts: uris of the folders in it that are on other drives.
-        """
+    def scanned(self, root: Root) -> None:
+        """Notes that a scan of the whole root was completed; bookkeeping that makes no new generation."""
         with self._guard():
-            values = {
-                "completed_at": _now(),
-                "last_scan_generation": int(self._catalog.meta()["generation"]),
-                "mounts": json.dumps(sorted(mounts)) if mounts else None,
-            }
+            generation = int(self._catalog.meta()["generation"])
+            values = {"completed_at": _now(), "last_scan_generation": generation}
             self._catalog.update_root(self._root_id(str(root.path)), **values)
             self._changed(visible=False)
 
+    def mounted(self, root: Root, uris: Sequence[str]) -> None:
+        """Notes which folders of a root are on other drives than the root; makes no new generation."""
+        with self._guard():
+            self._catalog.update_root(self._root_id(str(root.path)), mounts=json.dumps(uris) if uris else None)
+            self._changed(visible=False)
+
     def take_out(self, root: str, uri: str) -> int:
-        """Removes the asset at `uri` and all below it, and lets later scans pass over them; returns how many."""
+        """Removes the asset at `uri` and all below it, and lets later scans pass over them; returns how many.
+
+        What belongs to a removed picture (sidecar texts, rows) goes with it.
+        """
         with self._guard():
             root_id = self._root_id(root)
-            removed = self._delete(self._catalog.assets_below(root_id, uri))
+            gone = self._catalog.assets_below(root_id, uri)
+            removed = self._delete(gone)
+            for _, owner in gone:
+                removed += self._delete(self._catalog.owned_by(root_id, owner))
             self._catalog.set_removed(root_id, uri, removed=True)
             self._changed(visible=False)
         return removed
@@ -142,6 +146,12 @@ class Writer:
         with self._guard():
             self._catalog.set_removed(self._root_id(root), uri, removed=False)
             self._changed(visible=False)
+
+    def remove_rows(self, root: str, keys: Sequence[str]) -> int:
+        """Removes rows by their keys, with those of the same id after them (`id=17~2`); returns how many."""
+        with self._guard():
+            root_id = self._root_id(root)
+            return sum(self._delete(self._catalog.assets_of_key(root_id, key)) for key in dict.fromkeys(keys))
 
     def forget_root(self, root: str) -> int:
         """Removes a root with all its assets; returns how many they were."""
@@ -180,13 +190,13 @@ class Writer:
             found = self._catalog.embedding_ids(space, keys, model_id)
         return {key: id_ for key, id_ in found.items() if (model_id, space, key) not in self._unfilled}
 
-    def asset_by_hash(self, content_hash: bytes) -> list[AssetRecord]:
-        """Assets that had this content when they were last read, oldest first, this transaction's included.
+    def assets_by_hash(self, content_hash: bytes, modality: Modality) -> list[AssetRecord]:
+        """Assets of a modality that had this content when last read, oldest first, this transaction's included.
 
         Their `root` is written as the caller has written it, where this writer has met it.
         """
         with self._guard():
-            records = self._catalog.assets_by_hash(content_hash)
+            records = self._catalog.assets_by_hash(content_hash, modality)
         names = {id_: name for name, id_ in self._roots.items()}
         return [replace(record, root=names.get(record.root_id, record.root)) for record in records]
 
@@ -403,7 +413,8 @@ class Writer:
 
         Args:
             model_id: what `stage` gave.
-            recut: from (fragment, text) of a text item to the items that replace it, or None to keep it.
+            recut: from (fragment, text) of a text item to the items that it becomes, or None to keep it. A single
+                one has its fragment and text, and may have another content key; it keeps the id of the item.
 
         Returns:
             How many items had no vector by the new model and were removed; their files look changed to a scan.

@@ -1,0 +1,68 @@
+"""The command line. Data goes to stdout, talk to stderr; errors become one line and an exit code.
+
+Only typer is imported at the top, so that `mmsearch --help` starts fast; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+
+from mmsearch.cli import commands as commands
+from mmsearch.cli import upkeep as upkeep
+from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
+from mmsearch.cli.talk import hush, log_handler
+from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, UsageError
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    raise SystemExit(run())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; a traceback is shown with -v only."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    log = logging.getLogger("mmsearch")
+    talk = log_handler()
+    log.setLevel(logging.INFO)
+    log.addHandler(talk)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return hush()
+    finally:
+        log.removeHandler(talk)
+        log.setLevel(logging.NOTSET)
+
+
+def _run(arguments: list[str] | None) -> int:
+    from mmsearch import output
+
+    try:
+        app(arguments, prog_name="mmsearch")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except MMSearchError as error:
+        logging.getLogger(__name__).debug("the error in full", exc_info=error)
+        output.say(f"mmsearch: {output.safe(str(error))}")
+        if isinstance(error, UsageError):
+            return EXIT_USAGE
+        return EXIT_NO_INDEX if isinstance(error, IndexNotFound) else EXIT_ERROR
+    except Exception as error:
+        logging.getLogger(__name__).debug("the error in full", exc_info=error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        named = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        line = output.safe(f"{type(error).__name__}: {reason}{named}")
+        output.say(f"mmsearch: unexpected error: {line} (-v shows more)")
+        return EXIT_ERROR
+    return 0

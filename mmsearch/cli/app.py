@@ -1,0 +1,57 @@
+"""The typer application that the commands belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mmsearch.cli.options import VerboseOption, show_version
+from mmsearch.cli.talk import hush
+
+EXIT_ERROR, EXIT_USAGE, EXIT_NO_INDEX, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+
+class _Commands(TyperGroup):
+    """Keeps typer from making a broken pipe exit code 1: `run` knows what to do."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _hushed():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _hushed():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ends quietly when the reader of our output has gone (`mmsearch query ... | head -1`)."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise typer.Exit(hush()) from None
+
+
+app = typer.Typer(
+    name="mmsearch",
+    cls=_Commands,
+    help="Find pictures and texts by what they show and mean.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _options(
+    verbose: VerboseOption = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
