@@ -140,7 +140,8 @@ def _read(path: str) -> tuple[bytes, Stamp]:
             before, settled = _settled(file)
             content = _content(file, before.st_size)
             if _version(os.fstat(file.fileno())) == _version(before) and len(content) == before.st_size:
-                return content, Stamp(before.st_size if settled else UNREADABLE.size, before.st_mtime_ns)
+                stamp = Stamp.of(before)
+                return content, stamp if settled else Stamp(UNREADABLE.size, stamp.mtime_ns)
     raise _BeingWritten
 
 

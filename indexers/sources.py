@@ -223,7 +223,7 @@ class FolderSource(Scan):
                 owner = prefix + path_to_uri(picture) if picture else None
             uri = prefix + path_to_uri(name)
             if self._take(uri):
-                yield ItemRef(root, uri, entry.path, modality, Stamp(stat.st_size, stat.st_mtime_ns), owner)
+                yield ItemRef(root, uri, entry.path, modality, Stamp.of(stat), owner)
 
 
 class FileSource(Scan):
@@ -276,7 +276,7 @@ class FileSource(Scan):
             if stat.st_dev != self.root.device and "/" in uri:
                 self._mounted(uri.rpartition("/")[0])
             if self._take(uri):
-                stamp = Stamp(stat.st_size, stat.st_mtime_ns)
+                stamp = Stamp.of(stat)
                 yield ItemRef(root, uri, path, modality, stamp, owner, listed=self.listed)
         self._end()
 

@@ -5,6 +5,7 @@ Everything here is importable without numpy, so that `mmsearch --help` stays fas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,11 @@ class Stamp:
 
     size: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> Stamp:
+        """The stamp of a file; times before 1677 and after 2262, which no database holds, become those."""
+        return cls(stat.st_size, max(-(2**63), min(2**63 - 1, stat.st_mtime_ns)))
 
 
 @dataclass(frozen=True, slots=True)

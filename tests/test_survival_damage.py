@@ -197,7 +197,7 @@ def cut_catalogs(index: Path) -> Iterator[tuple[str, Damage]]:
     [
         search,
         list_all,
-        pytest.param(compare, marks=pytest.mark.xfail(strict=True, reason="store.diff raises what sqlite3 raised")),
+        compare,
         write,
         merge,
         verify,
@@ -261,7 +261,6 @@ def forget_segments(index: Path) -> None:
     in_catalog((page - 1) * page_size(index) + 3, bytes(2))(index)
 
 
-@pytest.mark.xfail(strict=True, reason="SegmentStore.sweep trusts a catalog whose embeddings name segments it has not")
 @pytest.mark.parametrize("use", [write, merge])
 def test_segments_that_the_catalog_has_forgotten_are_not_swept(
     sound: Path, damaged: Callable[[Damage], Path], use: Callable[[Path], None]
@@ -369,7 +368,6 @@ def test_what_is_not_whole_is_found(sound: Path, damaged: Callable[[Damage], Pat
             search(index)
 
 
-@pytest.mark.xfail(strict=True, reason="Snapshot.open lets OSErrors of a segment through, but FileNotFoundError")
 @pytest.mark.parametrize("damage", [folder_for_a_segment, file_for_the_segments])
 def test_a_segment_that_cannot_be_opened(damaged: Callable[[Damage], Path], damage: Damage) -> None:
     with pytest.raises(MMSearchError, match="segments"):

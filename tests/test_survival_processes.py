@@ -282,7 +282,6 @@ def test_a_private_index_of_somebody_else(
     assert state_of(open_folder) == before
 
 
-@pytest.mark.xfail(strict=True, reason="layout.is_index takes a catalog that may not be read for none at all")
 def test_an_index_whose_files_may_not_be_read(
     open_folder: Path, draw: Callable[..., Path], somebody_else: SomebodyElse
 ) -> None:

@@ -707,6 +707,12 @@ class Catalog:
         rows = self._connection.execute(sa.select(SEGMENTS).order_by(SEGMENTS.c.segment_id))
         return list(rows.mappings())
 
+    def has_lost_segments(self) -> bool:
+        """Whether an embedding is said to be in a segment of which there is no row. Looks at all embeddings."""
+        known = sa.select(SEGMENTS.c.segment_id)
+        query = sa.select(EMBEDDINGS.c.embedding_id).where(EMBEDDINGS.c.segment_id.not_in(known)).limit(1)
+        return self._connection.execute(query).first() is not None
+
     def next_segment_id(self) -> int:
         """An id that no committed segment ever had."""
         query = sa.text("SELECT seq FROM sqlite_sequence WHERE name = 'segments'")

@@ -46,6 +46,8 @@ def diff(
             root.path: {uri for (uri,) in connection.execute(reader.SQL["removed"], (root.root_id,))}
             for root in roots.all
         }
+    except (sqlite3.Error, ValueError, TypeError) as wrong:
+        raise reader.corrupt(index, wrong) from wrong
     finally:
         connection.close()
     gone_here = removed[row.path] if row is not None else set()

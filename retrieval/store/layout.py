@@ -55,10 +55,15 @@ def default_index_path() -> Path:
 
 
 def is_index(path: Path) -> bool:
-    """Whether `path` is an index folder of any format, judged by the first 72 bytes of its catalog."""
+    """Whether `path` is an index folder of any format, judged by the first 72 bytes of its catalog.
+
+    Raises IndexUnusable where that may not be read: to make another index there would be wrong.
+    """
     try:
         with open(path / CATALOG, "rb") as file:
             head = file.read(72)
+    except PermissionError as error:
+        raise IndexUnusable(f"the catalog of the index at {path} cannot be read: {error.strerror}") from error
     except OSError:
         return False
     return head[:16] == b"SQLite format 3\0" and head[68:72] == APPLICATION_ID.to_bytes(4, "big")

@@ -65,12 +65,18 @@ class SegmentStore:
         return self._catalog.models()[model_id]
 
     def sweep(self) -> None:
-        """Removes segment files that no catalog row names: what crashed writers and merges left."""
+        """Removes segment files that no catalog row names: what crashed writers and merges left.
+
+        Nothing goes where the catalog itself has lost rows.
+        """
         named = {row["filename"] for row in self._catalog.segments()}
+        found = [name for name in os.listdir(self._path / layout.SEGMENTS) if layout.is_segment_name(name)]
+        orphans = [name for name in found if name not in named]
+        if any(name.endswith(".seg") for name in orphans) and self._catalog.has_lost_segments():
+            raise IndexCorrupt(f"the catalog of {self._path} names vectors that are in no segment; {layout.RESTORE}")
         self._catalog.rollback()
-        for name in os.listdir(self._path / layout.SEGMENTS):
-            if layout.is_segment_name(name) and name not in named:
-                _unlink(self._path / layout.SEGMENTS / name)
+        for name in orphans:
+            _unlink(self._path / layout.SEGMENTS / name)
 
     def write(self, vectors: Mapping[Kind, Sequence[Batch]], generation: int) -> None:
         """Writes one segment of each kind and its rows in the catalog; visible after the commit."""

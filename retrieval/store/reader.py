@@ -112,7 +112,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
-        raise _corrupt(path, error) from error
+        raise corrupt(path, error) from error
     try:
         connection.execute("BEGIN")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -120,7 +120,7 @@ def connect(path: Path) -> sqlite3.Connection:
             raise IndexTooNew(layout.too_new(path, found))
     except sqlite3.Error as error:
         connection.close()
-        raise _corrupt(path, error) from error
+        raise corrupt(path, error) from error
     except BaseException:
         connection.close()
         raise
@@ -132,7 +132,8 @@ def is_old(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("PRAGMA user_version").fetchone()[0] < layout.FORMAT_VERSION)
 
 
-def _corrupt(path: Path, error: Exception) -> IndexCorrupt:
+def corrupt(path: Path, error: Exception) -> IndexCorrupt:
+    """The error to raise for what SQLite says of a catalog."""
     return IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}")
 
 
@@ -251,9 +252,12 @@ class Snapshot:
                 layout.require_index(path)
                 if attempt == _ATTEMPTS - 1:
                     raise IndexCorrupt(f"{error.filename} is missing; {layout.RESTORE}") from error
+            except OSError as error:
+                connection.close()
+                raise IndexCorrupt(f"{error.filename} cannot be read ({error.strerror}); {layout.RESTORE}") from error
             except (IndexError, KeyError) as error:  # no generation, no model
                 connection.close()
-                raise _corrupt(path, error) from error
+                raise corrupt(path, error) from error
             except BaseException:
                 connection.close()
                 raise
@@ -284,7 +288,7 @@ class Snapshot:
             except sqlite3.ProgrammingError:
                 raise  # a closed snapshot is the caller's mistake
             except sqlite3.Error as error:
-                raise _corrupt(self.path, error) from error
+                raise corrupt(self.path, error) from error
 
     def is_current(self) -> bool:
         """Whether a new snapshot would show the same. False too when the index is gone or was replaced."""
