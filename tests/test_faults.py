@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import faults
 import power
 import pytest
-from _pytest.mark import ParameterSet
 from faults import Call, Kind, Mode, Server
 from scenarios import PUBLISHED, SCENARIOS, Scenario, State, quietly, state_of
 from store_kit import flaws, segment_files, sql
@@ -269,7 +268,7 @@ _HALF_MADE = "what SQLite cannot copy out of the log of a new catalog stays behi
 _LOOSE = "the folders above a new index are not synced"
 
 
-def _disks(broken: Callable[[str, Mode], str | None]) -> list[ParameterSet]:
+def _disks(broken: Callable[[str, Mode], str | None]) -> list[Any]:
     """Every scenario on every bad disk; `broken` says why one fails."""
     return [
         pytest.param(name, mode, id=f"{name}-{mode.name}", marks=_fails(broken(name, mode)))
