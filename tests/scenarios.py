@@ -31,8 +31,8 @@ Steps = Callable[[str], None]
 State = dict[str, Any] | None
 """All that readers can see of an index, as JSON can hold it; None where there is no index."""
 
-PUBLISHED = ("commit:done", "merge:unlink", "switch:unlink")
-"""The steps that come right after a transaction was committed."""
+PUBLISHED = ("create:done", "commit:done", "merge:unlink", "switch:unlink")
+"""The steps that come right after something was published, and is on the medium."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,10 @@ def _commit(index: Path, steps: Steps) -> None:
 
 
 def _start(index: Path, steps: Steps) -> None:
-    make(index, steps)
-    _fill(index, steps)
-
-
-def _fill(index: Path, steps: Steps) -> None:
-    with LocalStore.open(index, steps=steps).writer() as writer:
+    """A first index, in folders that are not there yet."""
+    store = make(index, steps)
+    steps("create:done")
+    with store.writer() as writer:
         add(writer, index.parent, "first.jpg", "first")
         writer.commit()
 

@@ -256,8 +256,12 @@ _FLAWS = {
 def flaws(store: LocalStore) -> list[str]:
     """What must hold in every generation and does not; reads all of it."""
     found = store.verify()
-    for name, query in _FLAWS.items():
-        found += [f"{name}: {row}" for row in sql(store, query)]
+    connection = sqlite3.connect(store.path / layout.CATALOG)
+    try:
+        for name, query in _FLAWS.items():
+            found += [f"{name}: {row}" for row in connection.execute(query)]
+    finally:
+        connection.close()
     return found
 
 
