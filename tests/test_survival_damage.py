@@ -308,7 +308,7 @@ def test_the_regions_are_all_of_a_segment(sound: Path) -> None:
         assert places == list(range(path.stat().st_size))
 
 
-@pytest.mark.parametrize(("use", "most"), [(search, 60), (write, 2), (merge, 12)])
+@pytest.mark.parametrize(("use", "most"), [(search, 30), (write, 2), (merge, 8)])
 def test_a_flipped_bit_in_a_segment(
     sound: Path, damaged: Callable[[Damage], Path], use: Callable[[Path], None], most: int
 ) -> None:

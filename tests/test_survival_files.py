@@ -79,7 +79,7 @@ def test_a_time_beyond_the_range_of_the_catalog(index: mmsearch.Index, photos: P
     seconds = 2**33 + 2**30
     os.utime(photos / "b.ppm", (seconds, seconds))
     if os.stat(photos / "b.ppm").st_mtime_ns < 2**63:
-        pytest.fail("the file system keeps no such time")
+        pytest.skip("the file system keeps no such time")
     report = index.add(photos)
     assert report.added + len(report.failed) == 2
     assert counts(index.add()) == {"unchanged": report.added}

@@ -174,6 +174,7 @@ def open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
+        Path(folder).chmod(0o755)
         for path in Path(folder).rglob("*"):  # before the folder is removed by a user whom permissions bind
             if path.is_dir() and not path.is_symlink():
                 path.chmod(0o755)
