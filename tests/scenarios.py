@@ -21,9 +21,9 @@ from PIL import Image
 from store_kit import OTHER, add, change, content_of, enrich, make, prepare, reindex
 
 from mmsearch.indexers import ingest
+from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import index_sources
 from mmsearch.indexers.rescan import rescan_sources
-from mmsearch.indexers.paths import open_sources
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.store import LocalStore, is_index, layout
 

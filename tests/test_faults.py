@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import faults
 import power
@@ -261,42 +261,21 @@ def _survival(case: Case, server: Server, folder: Path, mode: Mode, number: int)
     return Survival(f"{mode.name} at call {number}, {_show(case, number)}", outcome.error, loss)
 
 
-_NAMELESS = (
-    "a disk that is full raises SQLAlchemy's errors where an index is made or a writer opened, else IndexCorrupt"
-)
-_HALF_MADE = "what SQLite cannot copy out of the log of a new catalog stays behind when the catalog gets its name"
-_LOOSE = "the folders above a new index are not synced"
-
-
-def _disks(broken: Callable[[str, Mode], str | None]) -> list[Any]:
-    """Every scenario on every bad disk; `broken` says why one fails."""
-    return [
-        pytest.param(name, mode, id=f"{name}-{mode.name}", marks=_fails(broken(name, mode)))
-        for name in SCENARIOS
-        for mode in (Mode.FULL, Mode.SHORT, Mode.BROKEN_SYNC)
-    ]
-
-
-def _fails(reason: str | None) -> list[pytest.MarkDecorator]:
-    return [] if reason is None else [pytest.mark.xfail(reason=reason)]
-
-
-def _loses(name: str, mode: Mode) -> str | None:
-    return _HALF_MADE if name in ("create", "create-below") and mode != Mode.BROKEN_SYNC else None
-
-
-def _misnames(name: str, mode: Mode) -> str | None:
-    return _NAMELESS if name in ("create", "create-below") or mode != Mode.BROKEN_SYNC else None
+_DISKS = [
+    pytest.param(name, mode, id=f"{name}-{mode.name}")
+    for name in SCENARIOS
+    for mode in (Mode.FULL, Mode.SHORT, Mode.BROKEN_SYNC)
+]
 
 
 @pytest.mark.parametrize("most", [_FEW, _EVERY])
-@pytest.mark.parametrize(("name", "mode"), _disks(_loses))
+@pytest.mark.parametrize(("name", "mode"), _DISKS)
 def test_a_bad_disk_loses_nothing(survive: Survive, name: str, mode: Mode, most: int | None) -> None:
     assert [one for one in survive(name, mode, most) if one.loss is not None] == []
 
 
 @pytest.mark.parametrize("most", [_FEW, _EVERY])
-@pytest.mark.parametrize(("name", "mode"), _disks(_misnames))
+@pytest.mark.parametrize(("name", "mode"), _DISKS)
 def test_a_bad_disk_is_called_one(survive: Survive, name: str, mode: Mode, most: int | None) -> None:
     """Not a damaged index: whoever repairs that, repairs what is well."""
     words = r"IndexUnusable: .*(No space left on device|disk is full|disk I/O error|Input/output error|unable to open)"
@@ -339,9 +318,8 @@ _WHOLE = ("commit", "merge")  # these at every point in quick runs too
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        pytest.param(name, most, id=f"{name}-{most or 'every'}", marks=[*marks, *_fails(loose)])
+        pytest.param(name, most, id=f"{name}-{most or 'every'}", marks=marks)
         for name in SCENARIOS
-        for loose in [_LOOSE if name == "create-below" else None]
         for most, marks in ([(None, [])] if name in _WHOLE else [(2 * _FEW, []), (None, [pytest.mark.slow])])
     ],
 )

@@ -27,6 +27,9 @@ from mmsearch.retrieval.uris import absolute_path
 _T = TypeVar("_T")
 _CHUNK = 500  # old SQLite builds take 999 parameters
 
+# Random keys dirty a page each: of small pages a commit writes a quarter of what it writes of SQLite's usual 4096.
+_PAGE_BYTES = 1024
+
 METADATA = sa.MetaData()
 
 CATALOG_ERRORS = (sqlite3.Error, sa.exc.SQLAlchemyError)
@@ -152,13 +155,24 @@ SALVAGED = sa.Table(  # embeddings out of a lost catalog, and the item that each
 )
 
 
-def connect(catalog: Path, *, foreign_keys: bool = True) -> sa.Engine:
-    """An engine for one writer: WAL, every commit on the medium before it returns, explicit transactions."""
+def connect(catalog: Path, *, foreign_keys: bool = True, page_size: int | None = None) -> sa.Engine:
+    """An engine for one writer: every commit on the medium before it returns, explicit transactions.
+
+    `page_size` is that of a new file; a file that is there keeps its own.
+    """
     keys = ("foreign_keys=ON",) if foreign_keys else ("foreign_keys=OFF", "legacy_alter_table=ON")
 
     def open_() -> sqlite3.Connection:
         connection = sqlite3.connect(catalog, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in (*keys, "wal_autocheckpoint=4000", "synchronous=FULL", "fullfsync=ON", "checkpoint_fullfsync=ON"):
+        sizes = () if page_size is None else (f"page_size={page_size}",)
+        for pragma in (
+            *sizes,
+            *keys,
+            "wal_autocheckpoint=4000",
+            "synchronous=FULL",
+            "fullfsync=ON",
+            "checkpoint_fullfsync=ON",
+        ):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -181,16 +195,12 @@ def compact(sql: str) -> str:
 
 
 def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
-    """Writes a whole new catalog of the current format at `path`, in WAL mode, closed and synced."""
-    engine = connect(path)
+    """Writes a whole new catalog of the current format at `path`, in WAL mode, closed and synced.
+
+    It gets its log last: what a full disk keeps in a log would not follow when the file is renamed.
+    """
+    engine = connect(path, page_size=_PAGE_BYTES)
     try:
-        raw = engine.raw_connection()
-        try:
-            # Random keys dirty a page each; of small pages a commit writes a quarter. Has to come before WAL.
-            raw.cursor().execute("PRAGMA page_size=1024")
-            raw.cursor().execute("PRAGMA journal_mode=WAL")
-        finally:
-            raw.close()
         with engine.begin() as connection:
             METADATA.create_all(connection, checkfirst=False)
             values = {**meta, "model_id": str(model.model_id)}
@@ -198,8 +208,23 @@ def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
             connection.execute(sa.insert(MODELS), model._asdict())
             connection.exec_driver_sql(f"PRAGMA application_id={layout.APPLICATION_ID}")
             connection.exec_driver_sql(f"PRAGMA user_version={layout.FORMAT_VERSION}")
+        _run_raw(engine, "PRAGMA journal_mode=WAL")
     finally:
         engine.dispose()
+
+
+def _run_raw(engine: sa.Engine, statement: str) -> None:
+    """Runs what SQLite takes outside transactions only."""
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute(statement)
+    finally:
+        raw.close()
+
+
+def reason(error: BaseException) -> str:
+    """What a disk or a database says, without the words that libraries put around it."""
+    return str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
 
 
 def _chunks(values: Iterable[_T]) -> Iterator[list[_T]]:

@@ -47,7 +47,7 @@ def diff(
             for root in roots.all
         }
     except (sqlite3.Error, ValueError, TypeError) as wrong:
-        raise reader.corrupt(index, wrong) from wrong
+        raise reader.unreadable(index, wrong) from wrong
     finally:
         connection.close()
     gone_here = removed[row.path] if row is not None else set()

@@ -99,8 +99,14 @@ def too_new(index: Path, found: int) -> str:
 
 
 def make_folders(path: Path) -> None:
-    """Makes the index folder and its `segments` with mode 0700; folders that exist keep their mode."""
+    """Makes the index folder and its `segments` with mode 0700; folders that exist keep their mode.
+
+    Folders above that had to be made are on the medium when it returns; the rest is synced when there is an index.
+    """
+    above = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in above:
+        sync_folder(folder.parent)
     for folder in (path, path / SEGMENTS):
         folder.mkdir(mode=0o700, exist_ok=True)
 

@@ -35,15 +35,14 @@ def upgrade(path: Path, steps: Steps = _no_steps) -> None:
         IndexUnusable: the disk is full or cannot be written to; the index stays as it was.
     """
     from mmsearch.retrieval.store import migrations
-    from mmsearch.retrieval.store.catalog import CATALOG_ERRORS
+    from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, reason
 
     lock = Lock(path)
     try:
         migrations.migrate(path, steps)
     except (OSError, *CATALOG_ERRORS) as error:
-        reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
         raise IndexUnusable(
-            f"cannot bring the index at {path} to format {layout.FORMAT_VERSION}: {reason}; it is as it was"
+            f"cannot bring the index at {path} to format {layout.FORMAT_VERSION}: {reason(error)}; it is as it was"
         ) from error
     finally:
         lock.release()
@@ -118,10 +117,12 @@ class LocalStore:
         if not layout.is_index(path):
             layout.refuse_ruins(path)
             layout.require_room_for_index(path)
+            from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, reason
+
             try:
                 cls._make(path, Model(1, model, identity, dim, max_tokens), {"dtype": dtype}, steps)
-            except OSError as error:
-                raise IndexUnusable(f"cannot make an index at {path}: {error.strerror or error}") from error
+            except (OSError, *CATALOG_ERRORS) as error:
+                raise IndexUnusable(f"cannot make an index at {path}: {reason(error)}") from error
         store = cls.open(path, steps=steps)
         if (store.identity, store.dim) != (identity, dim):
             raise ModelMismatch(

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew, UsageError
+from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew, IndexUnusable, UsageError
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.records import Candidate, Model
 from mmsearch.retrieval.store.records import ItemRecord as ItemRecord
@@ -90,6 +90,7 @@ SQL = {
 
 _ATTEMPTS = 10
 _PAGE = 1000
+_DISK_ERRORS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _LAST = 2**63 - 1
 
 
@@ -112,7 +113,7 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
-        raise corrupt(path, error) from error
+        raise unreadable(path, error) from error
     try:
         connection.execute("BEGIN")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -120,7 +121,7 @@ def connect(path: Path) -> sqlite3.Connection:
             raise IndexTooNew(layout.too_new(path, found))
     except sqlite3.Error as error:
         connection.close()
-        raise corrupt(path, error) from error
+        raise unreadable(path, error) from error
     except BaseException:
         connection.close()
         raise
@@ -132,8 +133,12 @@ def is_old(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute("PRAGMA user_version").fetchone()[0] < layout.FORMAT_VERSION)
 
 
-def corrupt(path: Path, error: Exception) -> IndexCorrupt:
-    """The error to raise for what SQLite says of a catalog."""
+def unreadable(path: Path, error: Exception) -> IndexUnusable:
+    """The error to raise for what SQLite says of a catalog: it is damaged, or the disk does not let it be read."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_ERRORS:
+        return IndexUnusable(
+            f"the catalog of {path} cannot be opened ({error}): the disk is full, or fails; nothing was changed"
+        )
     return IndexCorrupt(f"the catalog of {path} cannot be read ({error}); {layout.RESTORE}")
 
 
@@ -257,7 +262,7 @@ class Snapshot:
                 raise IndexCorrupt(f"{error.filename} cannot be read ({error.strerror}); {layout.RESTORE}") from error
             except (IndexError, KeyError) as error:  # no generation, no model
                 connection.close()
-                raise corrupt(path, error) from error
+                raise unreadable(path, error) from error
             except BaseException:
                 connection.close()
                 raise
@@ -288,7 +293,7 @@ class Snapshot:
             except sqlite3.ProgrammingError:
                 raise  # a closed snapshot is the caller's mistake
             except sqlite3.Error as error:
-                raise corrupt(self.path, error) from error
+                raise unreadable(self.path, error) from error
 
     def is_current(self) -> bool:
         """Whether a new snapshot would show the same. False too when the index is gone or was replaced."""
@@ -304,7 +309,7 @@ class Snapshot:
                     self._probe = connect(self.path)
                     self._probe.execute("ROLLBACK")
                 row = self._probe.execute(SQL["generation"]).fetchone()
-        except (sqlite3.Error, IndexNotFound, IndexCorrupt, IndexTooNew):
+        except (sqlite3.Error, IndexNotFound, IndexUnusable):
             return False
         return row is not None and int(row[0]) == self.generation
 

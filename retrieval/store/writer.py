@@ -15,7 +15,7 @@ import numpy as np
 
 from mmsearch.retrieval.errors import IndexNotFound, IndexUnusable
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, Catalog
+from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, Catalog, reason
 from mmsearch.retrieval.store.lock import Lock
 from mmsearch.retrieval.store.publish import Batch, Kind, SegmentStore
 from mmsearch.retrieval.store.records import AssetRecord, Model, NewItem
@@ -41,6 +41,9 @@ class Writer:
         self._lock = Lock(path)
         try:
             self._catalog = Catalog(path)
+        except CATALOG_ERRORS as error:
+            self._lock.release()
+            raise IndexUnusable(f"cannot open the index at {path} for writing: {reason(error)}") from error
         except BaseException:
             self._lock.release()
             raise
@@ -86,9 +89,8 @@ class Writer:
                 self.rollback()
             if not layout.is_index(self._path):
                 raise IndexNotFound(f"the index at {self._path} was removed while it was written to") from error
-            reason = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
             raise IndexUnusable(
-                f"cannot write to the index at {self._path}: {reason}; everything committed before is safe"
+                f"cannot write to the index at {self._path}: {reason(error)}; everything committed before is safe"
             ) from error
         except (KeyboardInterrupt, SystemExit):  # perhaps between two statements that belong together
             with contextlib.suppress(*CATALOG_ERRORS):
