@@ -280,8 +280,7 @@ class Ingest:
         if stored and records:
             self._add_picture(job, emptied, records[0].metadata, copy=True)
             return False
-        encoder = self._load_encoder()
-        decoded = pool.submit(decode_image, file, encoder, metadata_only=stored)
+        decoded = pool.submit(decode_image, file, None if stored else self._load_encoder())
         picture = _Picture(key, decoded, stored, job.bytes, [(job, emptied)])
         self._pictures.append(picture)
         self._by_hash[key] = picture

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 UNREADABLE = Stamp(size=-1, mtime_ns=0)
 """The stamp of a file that could not be read: no real file has it, so the next run tries again."""
 
+_USUAL_SIZE = (224, 224)
 _TRIES = 3
 _TICK_NS = 20_000_000
 """Kernels stamp writes with the time of the last timer tick (1 to 10 ms ago), exFAT with hundredths of a second."""
@@ -191,13 +192,13 @@ def _version(state: os.stat_result) -> tuple[int, int, int]:
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def decode_image(file: ReadFile, encoder: Encoder, *, metadata_only: bool = False) -> DecodedImage:
-    """Decodes and preprocesses what `read_file` has read."""
+def decode_image(file: ReadFile, encoder: Encoder | None) -> DecodedImage:
+    """Decodes and preprocesses what `read_file` has read; without an encoder only its metadata are wanted."""
     from mmsearch.retrieval.media import load_image
 
     try:
-        loaded = load_image(file.content, target=encoder.image_size)
-        array = None if metadata_only else encoder.preprocess(loaded.image)
+        loaded = load_image(file.content, target=_USUAL_SIZE if encoder is None else encoder.image_size)
+        array = None if encoder is None else encoder.preprocess(loaded.image)
     except Exception as error:
         return DecodedImage(error=_reason(error))
     return DecodedImage(array, loaded.metadata)

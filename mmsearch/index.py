@@ -149,7 +149,8 @@ class Index:
             text_column: of manifests; by default `text`, `caption` or `captions`.
             image_column: of manifests, with paths; by default `image`, `path` or `file_name`.
             id_column: of manifests; by default `id`.
-            skip_missing: report paths that do not exist as failed, instead of raising.
+            skip_missing: for long lists: paths that do not exist are reported as failed, instead of raising, and
+                what was taken out of the index stays out.
             progress: called with `Progress` during the run.
 
         Raises:
@@ -167,7 +168,7 @@ class Index:
         columns = Columns(text=text_column, image=image_column, id=id_column)
         reports = [Report(failed=tuple(missing))] if missing else []
         if paths or not sources:
-            reports.append(self._add_paths(paths, include, exclude, columns, prune, retry, progress))
+            reports.append(self._add_paths(paths, include, exclude, columns, prune, retry, progress, skip_missing))
         for items in collections:
             for rows in _batches(items):
                 if reports and reports[-1].interrupted:
@@ -184,6 +185,7 @@ class Index:
         prune: bool,
         retry: bool,
         progress: Observer | None,
+        a_list: bool,
     ) -> Report:
         from mmsearch.indexers.removal import taken_back
 
@@ -192,7 +194,7 @@ class Index:
             raise IndexNotFound(f"there is no index at {self.path} yet; name a folder to index")
         return self._run(
             self._sources(store, paths, include, exclude, columns),
-            take_back=taken_back(store, paths) if store is not None else (),
+            take_back=taken_back(store, paths) if store is not None and not a_list else (),
             complete=not paths and not (include or exclude),
             prune=prune,
             retry=retry,

@@ -157,7 +157,7 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
     """Failed files with their reasons; a long list is cut, `info` has it whole."""
     if not failures:
         return []
-    lines = [f"{counted(len(failures), 'file')} could not be indexed:"]
+    lines = [f"{len(failures):,} could not be indexed:"]
     lines += [f"  {safe(failure.path)}: {safe(failure.error)}" for failure in failures[:_FAILURES_SHOWN]]
     if len(failures) > _FAILURES_SHOWN:
         lines.append(f"  and {len(failures) - _FAILURES_SHOWN:,} more (mmsearch info --json lists all)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -24,7 +25,7 @@ from mmsearch.cli.options import (
     YesOption,
 )
 from mmsearch.cli.talk import confirmation, progress_display
-from mmsearch.retrieval.errors import UsageError
+from mmsearch.retrieval.errors import IndexNotFound, UsageError
 
 if TYPE_CHECKING:
     from mmsearch.index import Index
@@ -116,6 +117,7 @@ def index(
     if null and not listed:
         raise UsageError("-0 says how the list of paths on stdin is separated; add - as the PATH")
     named = read_paths(null=null) if listed else paths or []
+    report = Report()
     with progress_display() as display:
         with Index(
             index_path,
@@ -147,7 +149,9 @@ def index(
                     progress=display.on_run if display else None,
                 )
             else:
-                report = Report()
+                output.say("there are no paths on stdin")
+                with contextlib.suppress(IndexNotFound):
+                    report = Report(items=opened.info().items)
     if dry_run:
         if as_json:
             output.write_json(estimate)

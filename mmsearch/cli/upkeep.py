@@ -46,7 +46,8 @@ def list_items(
                 if as_json:
                     output.write_json(failure)
                 elif paths0:
-                    output.write_path0(failure.path)
+                    if os.path.lexists(failure.path):  # else it is a row of a manifest, or gone
+                        output.write_path0(failure.path)
                 else:
                     output.write(f"{output.safe(failure.path)}\t{output.safe(failure.error)}")
             return
