@@ -205,7 +205,9 @@ def _survive(case: Case, server: Server, folder: Path, mode: Mode, numbers: Iter
             if outcome.error is None:  # it can do without: a merge, or what comes after the last commit
                 assert outcome.seen == case.states[-1]
             else:
-                assert re.match("IndexUnusable: .*(No space left|disk is full|disk I/O error|Input/output)", outcome.error)
+                assert re.match(
+                    "IndexUnusable: .*(No space left|disk is full|disk I/O error|Input/output)", outcome.error
+                )
                 assert outcome.seen in case.states[committed[number] :]
             _check(case, place, [case.states[-1]])
         except Exception as error:
