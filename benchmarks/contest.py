@@ -1,4 +1,4 @@
-"""Contenders that take turns, and the figure that comes of it."""
+"""Contenders that take turns, the figure that comes of it, and how figures are told."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +70,10 @@ def mmsearch(*arguments: str | Path) -> list[str]:
     return [*start, *map(str, arguments)]
 
 
-def child(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Runs a command that must succeed; it may write and use compiled bytecode."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+def child(command: list[str], *, without: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Runs a command that must succeed; it may write and use compiled bytecode. `without`: hidden variables."""
+    hidden = {"PYTHONDONTWRITEBYTECODE", *without}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise SystemExit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -95,3 +96,50 @@ def index_once(folder: Path, index: Path, model: str) -> dict[str, float]:
     """An index run in its own process: seconds of `add`, peak bytes, counts."""
     found: dict[str, float] = json.loads(child(python(HERE / "index_once.py", folder, index, model)).stdout)
     return found
+
+
+def first_line(measurement: Callable[..., Figure]) -> str:
+    """What a measurement says that it is."""
+    return (measurement.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def write_table(figures: list[Figure]) -> None:
+    """Prints a line per figure, and below it its contenders and notes."""
+    print(f"{'measurement':<18}{'value':>8}   {'target':<9}{'':<8}what")
+    for figure in figures:
+        verdict = "met" if figure.met else "MISSED"
+        print(f"{figure.name:<18}{figure.value:>8.2f}   {figure.bound} {figure.target:<6g}{verdict:<8}{figure.what}")
+        for name, values in figure.seconds.items():
+            unit = figure.notes.get("unit", "s")
+            print(f"{'':<29}{name}: median {statistics.median(values):.3f} {unit} of {len(values)}")
+        for name, note in figure.notes.items():
+            if name not in ("unit", "loaded"):
+                print(f"{'':<29}{name}: {note}")
+
+
+def write_result(
+    path: Path,
+    benchmark: str,
+    command: Sequence[str],
+    machine: Mapping[str, Any],
+    about: Mapping[str, Any],
+    figures: Sequence[Figure],
+) -> None:
+    """Writes the figures as JSON, with the command, the machine and what else is to be said of the run."""
+    result = {
+        "benchmark": benchmark,
+        "command": shlex.join(["python", *command]),
+        "machine": machine,
+        **about,
+        "figures": [{**_rounded(asdict(figure)), "met": figure.met} for figure in figures],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -21,12 +20,24 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from contest import HERE, Figure, alternate, child, index_once, mmsearch, python, ratio, wall
+from contest import (
+    HERE,
+    Figure,
+    alternate,
+    child,
+    first_line,
+    index_once,
+    mmsearch,
+    python,
+    ratio,
+    wall,
+    write_result,
+    write_table,
+)
 from machine import describe
 
 if TYPE_CHECKING:
@@ -159,7 +170,7 @@ def indexing_encoder(shop: Workshop) -> Figure:
     rates = {name: round(shop.count / statistics.median(each), 1) for name, each in seconds.items()}
     return Figure(
         "indexing-encoder",
-        _first_line(indexing_encoder),
+        first_line(indexing_encoder),
         ratio(seconds["encoder alone"], seconds["indexing"]),
         ">=",
         0.85,
@@ -184,7 +195,7 @@ def indexing_torch(shop: Workshop) -> Figure:
     }
     return Figure(
         "indexing-torch",
-        _first_line(indexing_torch),
+        first_line(indexing_torch),
         ratio(seconds["torch loop"], seconds["indexing"]) * len(photos) / len(some),
         ">=",
         3.0,
@@ -243,7 +254,7 @@ def rescan(shop: Workshop) -> Figure:
     }
     return Figure(
         "rescan",
-        _first_line(rescan) + " (the worse of Index.add and the command)",
+        first_line(rescan) + " (the worse of Index.add and the command)",
         max(micros.values()),
         "<=",
         40.0,
@@ -260,14 +271,14 @@ def memory(shop: Workshop) -> Figure:
         "n": shop.copies("n", times, limit=count),
         "4 n": shop.copies("4n", 4 * times, limit=count),
     }
-    return _memory_figure(shop, "memory", _first_line(memory), folders, "starter", times * count)
+    return _memory_figure(shop, "memory", first_line(memory), folders, "starter", times * count)
 
 
 def memory_files(shop: Workshop) -> Figure:
     """Peak memory: indexing 4 n tiny files with an encoder without weights / indexing n of them."""
     count = max(1, shop.files // 4)
     folders = {"n": shop.tiny_files(count), "4 n": shop.tiny_files(4 * count)}
-    return _memory_figure(shop, "memory-files", _first_line(memory_files), folders, "fake", count)
+    return _memory_figure(shop, "memory-files", first_line(memory_files), folders, "fake", count)
 
 
 def _memory_figure(shop: Workshop, name: str, what: str, folders: Mapping[str, Path], model: str, count: int) -> Figure:
@@ -289,7 +300,7 @@ def help(shop: Workshop) -> Figure:
     seconds = alternate(
         max(10, 4 * shop.rounds), {"--help": wall(mmsearch("--help")), "pass": wall(python("-c", "pass"))}
     )
-    return Figure("help", _first_line(help), ratio(seconds["--help"], seconds["pass"]), "<=", 6.0, seconds)
+    return Figure("help", first_line(help), ratio(seconds["--help"], seconds["pass"]), "<=", 6.0, seconds)
 
 
 def imports(shop: Workshop) -> Figure:
@@ -303,7 +314,7 @@ def imports(shop: Workshop) -> Figure:
         names = child(python("-c", code, *arguments)).stdout.splitlines()[-1].split()
         loaded[" ".join(arguments)] = [name for name in names if name not in sys.stdlib_module_names]
     heavy = sorted(set(HEAVY).intersection(*[[name for names in loaded.values() for name in names]]))
-    return Figure("imports", _first_line(imports), len(heavy), "<=", 0, notes={"heavy": heavy, "loaded": loaded})
+    return Figure("imports", first_line(imports), len(heavy), "<=", 0, notes={"heavy": heavy, "loaded": loaded})
 
 
 def query(shop: Workshop) -> Figure:
@@ -314,7 +325,7 @@ def query(shop: Workshop) -> Figure:
     seconds = alternate(2 * shop.rounds, {"query": wall(command), "import torch": wall(python("-c", "import torch"))})
     return Figure(
         "query",
-        _first_line(query),
+        first_line(query),
         ratio(seconds["query"], seconds["import torch"]),
         "<=",
         0.5,
@@ -348,10 +359,6 @@ MEASUREMENTS: dict[str, Callable[[Workshop], Figure]] = {
 }
 
 
-def _first_line(measurement: Callable[[Workshop], Figure]) -> str:
-    return (measurement.__doc__ or "").splitlines()[0].rstrip(".")
-
-
 def find_photos(arguments: argparse.Namespace) -> list[Path]:
     """The photos to measure with, in the order of their names."""
     if arguments.data is not None:
@@ -363,20 +370,6 @@ def find_photos(arguments: argparse.Namespace) -> list[Path]:
     if not photos:
         raise SystemExit("no photos there")
     return sorted(photos)[: arguments.limit]
-
-
-def write_table(figures: list[Figure]) -> None:
-    """Prints a line per figure, then where a query spends its time."""
-    print(f"{'measurement':<18}{'value':>8}   {'target':<9}{'':<8}what")
-    for figure in figures:
-        verdict = "met" if figure.met else "MISSED"
-        print(f"{figure.name:<18}{figure.value:>8.2f}   {figure.bound} {figure.target:<6g}{verdict:<8}{figure.what}")
-        for name, values in figure.seconds.items():
-            unit = figure.notes.get("unit", "s")
-            print(f"{'':<29}{name}: median {statistics.median(values):.3f} {unit} of {len(values)}")
-        for name, note in figure.notes.items():
-            if name not in ("unit", "loaded"):
-                print(f"{'':<29}{name}: {note}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -412,24 +405,9 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{name}: {figures[-1].value:.3g}", file=sys.stderr, flush=True)
     write_table(figures)
     if arguments.out:
-        result = {
-            "benchmark": "speed",
-            "command": shlex.join(["python", "benchmarks/speed.py", *(argv if argv is not None else sys.argv[1:])]),
-            "machine": where_it_ran,
-            "photos": shop.count,
-            "rounds": arguments.rounds,
-            "figures": [{**_rounded(asdict(figure)), "met": figure.met} for figure in figures],
-        }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+        command = ["benchmarks/speed.py", *(argv if argv is not None else sys.argv[1:])]
+        about = {"photos": shop.count, "rounds": arguments.rounds}
+        write_result(arguments.out, "speed", command, where_it_ran, about, figures)
 
 
 if __name__ == "__main__":

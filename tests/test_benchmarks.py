@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,9 +81,9 @@ def test_speed_writes_its_figures(repository: Path, data: Path, tmp_path: Path) 
     assert set(rescan["notes"]["us/file"]) == {"add", "command"}
 
 
-def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speed = load_script(repository, "speed", monkeypatch)
-    for name, measurement in speed.MEASUREMENTS.items():
+@pytest.mark.parametrize("script", ["speed", "store"])
+def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    for name, measurement in load_script(repository, script, monkeypatch).MEASUREMENTS.items():
         assert measurement.__name__ == name.replace("-", "_")
         assert measurement.__doc__
 
@@ -149,6 +150,61 @@ def test_peaks_are_compared_for_four_times_the_files(
     assert sizes == [10, 40, 102, 408]
     assert tiny.value == pytest.approx(104 / 101)
     assert tiny.met and not large.met
+
+
+def test_store_writes_its_figures(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store.json"
+    printed = run_script(repository, "store.py", "--items", 2000, "--dim", 32, "--rounds", 1, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    assert (result["items"], result["dim"], result["rounds"]) == (2000, 32, 1)
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    assert set(figures) == {"add-segment", "add-catalog", "open", "doctor", "merge-bytes", "search"}
+    assert all(name in printed for name in figures)
+    header, row = 4096, 8 + 32 + 8 + 4 * 32  # docs/storage.md
+    assert figures["add-segment"]["value"] == pytest.approx((header + 100 * row) / (100 * 4 * 32), abs=0.02)
+    catalog = figures["add-catalog"]
+    both = catalog["notes"]["bytes an item, 2,000 items"]
+    assert both["each commit"] == [pytest.approx(both["log"] + both["checkpoint"], abs=1)]
+    assert catalog["value"] == pytest.approx(both["each commit"][0], abs=1)
+    assert 0 < both["checkpoint"] <= both["log"]
+    assert figures["open"]["value"] == 1.0 and figures["open"]["met"]
+    merges = figures["merge-bytes"]["notes"]
+    assert (merges["adds"], merges["merges"], merges["segment files left"]) == (20, 2, 2)
+    assert merges["segments"] == pytest.approx((2 * header + 2000 * row) / (2000 * 4 * 32), abs=0.02)
+    assert set(figures["search"]["seconds"]) >= {"Snapshot.search", "IndexFlatIP", "many segments"}
+
+
+def test_bytes_of_a_log_are_its_size_and_its_distinct_pages(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = load_script(repository, "store", monkeypatch)
+    connection = sqlite3.connect(tmp_path / "x.sqlite", isolation_level=None)
+    log = tmp_path / "x.sqlite-wal"
+    connection.execute("PRAGMA page_size=1024")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE t (x)")
+    store.empty_log(tmp_path / "x.sqlite")
+    assert store.log_bytes(log.read_bytes()) == (0, 0)
+    for number in range(3):
+        connection.execute("INSERT INTO t VALUES (?)", (number,))  # three times the same page
+    assert store.log_bytes(log.read_bytes()) == (32 + 3 * (24 + 1024), 1024)
+    connection.close()
+
+
+def test_steps_of_sqlite_grow_with_what_it_looks_at(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = load_script(repository, "store", monkeypatch)
+    counted = []
+    for rows in (100, 1000):
+        store.CountedConnection.steps = 0
+        connection = sqlite3.connect(":memory:", factory=store.CountedConnection)
+        connection.execute("CREATE TABLE t (x)")
+        connection.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(rows)])
+        before = store.CountedConnection.steps
+        connection.execute("SELECT SUM(x) FROM t").fetchone()
+        counted.append(store.CountedConnection.steps - before)
+        connection.close()
+    assert counted[0] >= 100
+    assert 9 < counted[1] / counted[0] < 11
 
 
 def test_quality_writes_its_figures(repository: Path, data: Path, tmp_path: Path) -> None:

@@ -369,3 +369,31 @@ def test_merges_copy_little_and_leave_few_segments(
             assert len(segment_files(store)) <= 1 + np.log2(number + 1)
     assert sum(copied) <= count * (1 + np.log2(count))
     assert len(content_of(store)) == count
+
+
+def test_large_segments_wait_for_seven_times_their_rows(
+    store: LocalStore, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmsearch.retrieval.store import publish
+
+    monkeypatch.setattr(publish, "_FEW_ROWS", 1)
+    copied: list[int] = []
+    real = publish.live_rows
+
+    def counting(segments: Any, dead: Any) -> Any:
+        found = real(segments, dead)
+        copied.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(publish, "live_rows", counting)
+    most = 0
+    with store.writer() as writer:
+        for number in range(64):
+            add(writer, photos, f"{number}.jpg", str(number))
+            writer.commit()
+            writer.merge()
+            most = max(most, len(segment_files(store)))
+    assert copied == [8] * 7 + [64]  # the last takes seven segments of eight rows and eight of one
+    assert most == 14
+    assert len(segment_files(store)) == 1
+    assert len(content_of(store)) == 64

@@ -517,9 +517,10 @@ class Writer:
 
         With `all_segments` each space becomes one segment without tombstones; that costs a copy of everything.
 
-        Tiers by size: a segment is merged together with everything smaller than it once those add up to its own
-        size. So each time a row is copied, the segment that it is in at least doubles: a row is copied O(log n)
-        times, and n rows lie in O(log n) segments. Open snapshots keep the segments that they have.
+        Tiers by size: a segment is merged together with everything smaller than it once that adds up to seven times
+        its size, or, where it has less than a thousand rows, to its size. So each time a row is copied, the segment
+        that it is in grows at least eightfold, or doubles: a row is copied O(log n) times, and n rows lie in O(log n)
+        segments. Open snapshots keep the segments that they have.
 
         Raises:
             IndexCorrupt: a segment is missing or damaged. Nothing is lost by that: every file stays, what was
