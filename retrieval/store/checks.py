@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 5
 _ROWS = 50_000
 _PAGE = 5_000
+_TEXTS = 250
 _LINES = 10_000  # of SQLite's integrity check
 
 DEAD = (
@@ -172,16 +173,29 @@ def _text_faults(connection: sqlite3.Connection) -> list[str]:
     for (table,) in connection.execute(tables).fetchall():
         columns = [name for _, name, kind, *_ in connection.execute(f"PRAGMA table_info({table})") if kind == "TEXT"]
         if columns:
-            names = ", ".join(f'"{name}"' for name in columns)
             try:
-                cursor = connection.execute(f"SELECT {names} FROM {table} NOT INDEXED")
-                while cursor.fetchmany(_PAGE):
-                    pass
+                _read_texts(connection, table, columns)
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
                 faults.append(f"text in {table} that is none")
     return faults
+
+
+def _read_texts(connection: sqlite3.Connection, table: str, columns: list[str]) -> None:
+    """Has every text decoded, many at once: one by one takes three times as long. Commas keep them apart."""
+    page = f"FROM {table} NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+    together = ", ".join(f'GROUP_CONCAT("{name}")' for name in columns)
+    beyond = f"SELECT MIN(rowid) FROM {table} NOT INDEXED WHERE rowid > ?"
+    first, last = connection.execute(f"SELECT MIN(rowid), MAX(rowid) FROM {table} NOT INDEXED").fetchone()
+    while first is not None and first <= last:
+        span = (first, first + _TEXTS - 1)
+        try:
+            connection.execute(f"SELECT {together} {page}", span).fetchone()
+        except sqlite3.DataError:  # longer together than SQLite's longest text
+            for _ in connection.execute(f"SELECT {', '.join(columns)} {page}", span):
+                pass
+        (first,) = connection.execute(beyond, span[1:]).fetchone()
 
 
 def _meta_faults(connection: sqlite3.Connection) -> list[str]:
@@ -314,10 +328,7 @@ def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
         said, there = meta.get(f"items.{modality}", "0"), counts.get(modality, 0)
         if said != str(there):
             found.add("count", layout.CATALOG, f"it counts {said} {modality} items and has {there}")
-    wrong = sum(
-        _one(connection, f"SELECT COUNT(*) FROM (SELECT * FROM ({one}) EXCEPT SELECT * FROM ({other}))")
-        for one, other in ((DEAD, _TOMBSTONES), (_TOMBSTONES, DEAD))
-    )
+    wrong = len(set(connection.execute(DEAD)) ^ set(connection.execute(_TOMBSTONES)))
     if wrong:
         found.add("tombstones", layout.CATALOG, f"{counted(wrong, 'tombstone')} missing or too many")
     empty = _one(connection, f"SELECT COUNT(*) FROM assets WHERE {EMPTY}")
