@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
+from mmsearch.additions import batches, joined, may_exist, sorted_out
+from mmsearch.encoders import VECTORS, Encoders
 from mmsearch.lease import Lease
-from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, ModelUnavailable, UsageError
+from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
 from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Modality, ReindexReport, Report, Selection
 
 if TYPE_CHECKING:
@@ -34,12 +36,6 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = "MMSEARCH_INDEX"
 """Environment variable that names the index folder when no path is given."""
-
-VECTORS = "vectors"
-"""Name of the model of an index that was made of vectors alone; no encoder has it."""
-
-_ROWS_AT_A_TIME = 4096
-_BYTES_AT_A_TIME = 64 * 2**20
 
 
 def open(
@@ -105,15 +101,16 @@ class Index:
                 raise UsageError(f"{name} must be 1 or more, not {number}")
         self.path = _index_path(path)
         self._model = model
-        self._device = device
-        self._precision = precision
         self._threads = threads
-        self._batch_size = batch_size
-        self._offline = offline
-        self._confirm = confirm
-        self._download = download
-        self._encoders: dict[tuple[str, bool], Encoder] = {}
-        self._encoder_lock = threading.Lock()
+        self._encoders = Encoders(
+            device=device,
+            precision=precision,
+            threads=threads,
+            batch_size=batch_size,
+            offline=offline,
+            confirm=confirm,
+            progress=download,
+        )
         self._lease: Lease | None = None
         self._lease_lock = threading.Lock()
         self._closed = False
@@ -162,19 +159,19 @@ class Index:
         """
         from mmsearch.indexers.manifests import Columns
 
-        paths, collections = _sorted_out(sources)
-        missing = [Failure(path, "does not exist") for path in paths if skip_missing and not _may_exist(path)]
+        paths, collections = sorted_out(sources)
+        missing = [Failure(path, "does not exist") for path in paths if skip_missing and not may_exist(path)]
         paths = [path for path in paths if Failure(path, "does not exist") not in missing] if missing else paths
         columns = Columns(text=text_column, image=image_column, id=id_column)
         reports = [Report(failed=tuple(missing))] if missing else []
         if paths or not sources:
             reports.append(self._add_paths(paths, include, exclude, columns, prune, retry, progress, skip_missing))
         for items in collections:
-            for rows in _batches(items):
+            for rows in batches(items):
                 if reports and reports[-1].interrupted:
                     break
                 reports.append(self._run([self._rows_source(rows)], retry=retry, observer=progress))
-        return _joined(reports)
+        return joined(reports)
 
     def _add_paths(
         self,
@@ -207,9 +204,9 @@ class Index:
 
         store = self._store()
         if store is None:
-            if not _anything(sources):
+            if not any(True for source in sources for _ in source.scan()):
                 return self._nothing(sources)
-            encoder = self._encoder(self._model)
+            encoder = self._encoders.get(self._model)
             from mmsearch.retrieval.store.local import LocalStore
 
             store = LocalStore.create(
@@ -219,10 +216,10 @@ class Index:
                 dim=encoder.dim,
                 max_tokens=encoder.max_tokens,
             )
-            self._encoders[store.model, False] = encoder
+            self._encoders.keep(store.model, encoder)
         model = store.model
         options["threads"] = self._threads
-        return index_sources(sources, store, lambda: self._encoder(model), **options)
+        return index_sources(sources, store, lambda: self._encoders.get(model), **options)
 
     def _rows_source(self, rows: Sequence[Row | BadRow]) -> RowsSource:
         from mmsearch.indexers.roots import Roots
@@ -275,7 +272,7 @@ class Index:
             dim = rows.shape[1]
             store = LocalStore.create(self.path, model=VECTORS, identity=f"{VECTORS}:{dim}", dim=dim)
         elif store is None:
-            encoder = self._encoder(self._model)
+            encoder = self._encoders.get(self._model)
             given.checked(ids, vectors, encoder.dim)
             store = LocalStore.create(
                 self.path,
@@ -343,8 +340,8 @@ class Index:
         from mmsearch.indexers.reindex import reindex
 
         store = self._existing()
-        encoder = self._encoder(model)
-        self._encoders[encoder.name, False] = encoder
+        encoder = self._encoders.get(model)
+        self._encoders.keep(encoder.name, encoder)
         report = reindex(store, lambda: encoder, drop=drop, threads=self._threads, observer=progress)
         if not report.interrupted:
             self._model = "auto"  # the index keeps what it has now
@@ -413,7 +410,7 @@ class Index:
 
         def encoder() -> Encoder | None:
             try:
-                return self._encoder(model, offline=True)
+                return self._encoders.get(model, offline=True)
             except MMSearchError:
                 return None
 
@@ -448,7 +445,7 @@ class Index:
 
         with self._snapshot() as snapshot:
             self._require_model(snapshot.model)
-            searcher = Searcher(snapshot, lambda: self._encoder(snapshot.model))
+            searcher = Searcher(snapshot, lambda: self._encoders.get(snapshot.model))
             source = Path(image) if isinstance(image, os.PathLike) else image
             return searcher.search(
                 query, image=source, vector=vector, k=k, modality=modality, include_self=include_self
@@ -571,28 +568,6 @@ class Index:
                 f"`mmsearch reindex --model {self._model}` changes it; or use another --index for {self._model}"
             )
 
-    def _encoder(self, model: str, *, offline: bool = False) -> Encoder:
-        if model == VECTORS:
-            raise ModelUnavailable(
-                f"the index at {self.path} was made of vectors, and no model was named that could read words or "
-                "pictures for it: search it with a vector"
-            )
-        with self._encoder_lock:
-            if (model, offline) not in self._encoders:
-                from mmsearch.retrieval.encoders.models import load_encoder
-
-                self._encoders[model, offline] = load_encoder(
-                    model,
-                    device=self._device,
-                    precision=self._precision,
-                    threads=self._threads,
-                    batch_size=self._batch_size,
-                    offline=self._offline or offline,
-                    confirm=self._confirm,
-                    progress=self._download,
-                )
-            return self._encoders[model, offline]
-
 
 def _index_path(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
@@ -602,64 +577,3 @@ def _index_path(path: str | os.PathLike[str] | None) -> Path:
 
         return default_index_path()
     return Path(os.path.abspath(os.path.expanduser(path)))
-
-
-def _anything(sources: Sequence[AnySource]) -> bool:
-    return any(True for source in sources for _ in source.scan())
-
-
-def _sorted_out(
-    sources: Sequence[str | os.PathLike[str] | Iterable[Item | Mapping[str, object]]],
-) -> tuple[list[str], list[Iterable[Item | Mapping[str, object]]]]:
-    """Paths, and collections of items."""
-    paths: list[str] = []
-    collections: list[Iterable[Item | Mapping[str, object]]] = []
-    for source in sources:
-        if isinstance(source, str | os.PathLike):
-            paths.append(os.fspath(source))
-        elif hasattr(source, "__iter__") and not isinstance(source, bytes | Mapping):
-            collections.append(source)
-        else:
-            raise UsageError(f"{type(source).__name__} is neither a path nor a list of items: add([Item(...), ...])")
-    return paths, collections
-
-
-def _may_exist(path: str) -> bool:
-    from mmsearch.indexers.patterns import is_glob
-
-    return os.path.lexists(os.path.expanduser(path)) or is_glob(path)
-
-
-def _batches(items: Iterable[Item | Mapping[str, object]]) -> Iterator[list[Row | BadRow]]:
-    """Rows of items, so many at a time that their pictures fit into memory."""
-    from mmsearch.indexers.rows import Row, rows_of
-
-    batch: list[Row | BadRow] = []
-    size = 0
-    for row in rows_of(items, Path.cwd()):
-        batch.append(row)
-        size += len(row.image) if isinstance(row, Row) and isinstance(row.image, bytes) else 0
-        if len(batch) >= _ROWS_AT_A_TIME or size >= _BYTES_AT_A_TIME:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _joined(reports: Sequence[Report]) -> Report:
-    """One report of several runs, one after the other."""
-    if len(reports) == 1:
-        return reports[0]
-    skipped: dict[str, int] = {}
-    for report in reports:
-        for kind, count in report.skipped.items():
-            skipped[kind] = skipped.get(kind, 0) + count
-    counted = ("added", "updated", "moved", "copied", "removed", "unchanged", "kept", "seconds")
-    return Report(
-        **{name: sum(getattr(report, name) for report in reports) for name in counted},
-        skipped=skipped,
-        failed=tuple(failure for report in reports for failure in report.failed),
-        items=max((report.items for report in reports[-1:]), default=0),
-        model=next((report.model for report in reversed(reports) if report.model), ""),
-        interrupted=any(report.interrupted for report in reports),
-    )

@@ -241,7 +241,7 @@ def test_the_order_of_writes_survives_a_power_cut(tmp_path: Path, monkeypatch: p
     spy(Catalog, "commit")
     with store.writer() as writer:
         change(writer, store.path.parent)
-        connection = writer._catalog._connection
+        connection = writer._catalog.connection
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL: the log is synced at commit
     assert events == ["sync_file", "replace", "sync_folder"] * 2 + ["commit"]

@@ -25,7 +25,7 @@ _WALLS = {
         "mmsearch.indexers.train",
     ),
     "faiss": ("mmsearch.retrieval.store.segments",),
-    "sqlalchemy": ("mmsearch.retrieval.store.catalog", "mmsearch.retrieval.store.migrations"),
+    "sqlalchemy": tuple(f"mmsearch.retrieval.store.{name}" for name in ("catalog", "migrations", "models", "schema")),
     "PIL": ("mmsearch.retrieval.media", "mmsearch.retrieval.encoders", "mmsearch.indexers.train", "mmsearch.demo"),
     "pyarrow": ("mmsearch.indexers.tables",),
     "typer": ("mmsearch.cli",),

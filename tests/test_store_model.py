@@ -150,9 +150,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(uri=FOLDERS)
     def take_out(self, uri: str) -> None:
         there = [one for one in self.photos if one == uri or one.startswith(f"{uri}/")]
-        assert self.writer.take_out(str(self.root), uri) == len(there)
+        rows = [name for name, row in self.captions.items() if row.owner in there]
+        assert self.writer.take_out(str(self.root), uri) == len(there) + len(rows)
         for one in there:
             del self.photos[one]
+        for name in rows:
+            del self.captions[name]
         self.removed.add(uri)
 
     @rule(uri=FOLDERS)

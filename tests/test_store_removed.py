@@ -202,7 +202,7 @@ def test_taking_out_reads_no_more_than_it_removes(store: LocalStore, photos: Pat
             row[3]
             for statement, parameters in statements
             if statement.startswith(("SELECT", "UPDATE"))
-            for row in catalog._connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            for row in catalog.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
         ]
     assert len(plans) >= 5
     assert [plan for plan in plans if plan.startswith("SCAN") or plan.endswith("(root_id=?)")] == []

@@ -110,9 +110,9 @@ def test_items_keep_their_ids_and_long_texts_are_cut_anew(store: LocalStore) -> 
 
 
 def test_a_long_index_is_cut_anew_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmsearch.retrieval.store import catalog
+    from mmsearch.retrieval.store import models
 
-    monkeypatch.setattr(catalog, "_CHUNK", 3)
+    monkeypatch.setattr(models, "CHUNK", 3)
     store = make(tmp_path / "index")
     with store.writer() as writer:
         for number in range(10):

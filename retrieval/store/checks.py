@@ -157,7 +157,7 @@ def integrity(connection: sqlite3.Connection) -> list[str]:
 
 
 def _schema_faults(found: Findings, connection: sqlite3.Connection) -> list[str]:
-    from mmsearch.retrieval.store.catalog import compact, statements
+    from mmsearch.retrieval.store.schema import compact, statements
 
     if not layout.is_index(found.path) or found.format < 1:
         return ["no catalog of mmsearch"]

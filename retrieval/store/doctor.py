@@ -106,8 +106,8 @@ def _repair(path: Path, model: str | None, progress: Progress | None, steps: Ste
 
 def _migrated(path: Path) -> bool:
     """Whether the catalog has the current format now; a damaged one keeps what it has, and is salvaged."""
-    from mmsearch.retrieval.store.catalog import CATALOG_ERRORS
     from mmsearch.retrieval.store.migrations import migrate
+    from mmsearch.retrieval.store.schema import CATALOG_ERRORS
 
     try:
         migrate(path)

@@ -35,7 +35,7 @@ def upgrade(path: Path, steps: Steps = _no_steps) -> None:
         IndexUnusable: the disk is full or cannot be written to; the index stays as it was.
     """
     from mmsearch.retrieval.store import migrations
-    from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, reason
+    from mmsearch.retrieval.store.schema import CATALOG_ERRORS, reason
 
     lock = Lock(path)
     try:
@@ -117,7 +117,7 @@ class LocalStore:
         if not layout.is_index(path):
             layout.refuse_ruins(path)
             layout.require_room_for_index(path)
-            from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, reason
+            from mmsearch.retrieval.store.schema import CATALOG_ERRORS, reason
 
             try:
                 cls._make(path, Model(1, model, identity, dim, max_tokens), {"dtype": dtype}, steps)
@@ -133,7 +133,7 @@ class LocalStore:
 
     @staticmethod
     def _make(path: Path, model: Model, meta: dict[str, str], steps: Steps) -> None:
-        from mmsearch.retrieval.store.catalog import create_catalog
+        from mmsearch.retrieval.store.schema import create_catalog
 
         steps("create:folder")
         layout.make_folders(path)

@@ -3,9 +3,9 @@
 Step n leads from format n-1 to n. Each runs in one transaction with the record that it has run (SQLite's
 `user_version`), so a crash leaves the index before a step or after it, never inside.
 
-A step is frozen: it spells out the schema of its own time, whatever `store.catalog` says later.
+A step is frozen: it spells out the schema of its own time, whatever `store.schema` says later.
 
-To change the format: change the schema in `store.catalog`, raise `layout.FORMAT_VERSION`, add the step here, and
+To change the format: change it in `store.schema`, raise `layout.FORMAT_VERSION`, add the step here, and
 keep an index of the old format in tests/samples.
 """
 
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.catalog import connect
+from mmsearch.retrieval.store.schema import connect
 
 Step = Callable[[sa.Connection], None]
 

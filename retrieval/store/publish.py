@@ -14,6 +14,7 @@ import numpy as np
 from mmsearch.retrieval.errors import IndexCorrupt
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.catalog import Catalog
+from mmsearch.retrieval.store.models import Models
 from mmsearch.retrieval.store.records import Model
 from mmsearch.retrieval.store.segments import (
     ABOUT_BYTES,
@@ -58,16 +59,19 @@ class Kind(NamedTuple):
 class SegmentStore:
     """The segment files of an index, for the one writer. Nothing here commits but `merge`."""
 
-    def __init__(self, path: Path, catalog: Catalog, *, dtype: DType, steps: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, catalog: Catalog, models: Models, *, dtype: DType, steps: Callable[[str], None]
+    ) -> None:
         self._path = path
         self._catalog = catalog
+        self._models = models
         self._dtype: DType = dtype
         self._steps = steps
         self._last = 0  # no number is used twice, even where a commit failed in an unclear way
 
     def model(self, model_id: int) -> Model:
         """A model of the catalog, by its id."""
-        return self._catalog.models()[model_id]
+        return self._models.by_id()[model_id]
 
     def sweep(self) -> None:
         """Removes segment files that no catalog row names: what crashed writers and merges left.

@@ -59,8 +59,8 @@ def read_format(catalog: Path) -> int:
 
 
 def _migrate(folder: Path) -> None:
-    from mmsearch.retrieval.store.catalog import CATALOG_ERRORS
     from mmsearch.retrieval.store.migrations import migrate
+    from mmsearch.retrieval.store.schema import CATALOG_ERRORS
 
     with contextlib.suppress(*CATALOG_ERRORS):  # damaged; what can be read of it stays in the old format
         migrate(folder)

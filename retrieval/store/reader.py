@@ -1,6 +1,6 @@
 """Reading an index: the standard sqlite3 module, numpy, and nothing heavier, so that a query starts fast.
 
-The SQL here is written by hand against the schema that `store.catalog` declares; tests/test_store.py runs every
+The SQL here is written by hand against the schema that `store.schema` declares; tests/test_store.py runs every
 statement against exactly that schema.
 """
 

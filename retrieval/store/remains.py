@@ -82,7 +82,7 @@ class Remains:
 
     def rows(self, table: str) -> Iterator[Row]:
         """The rows of a table of the current format that can be read and make sense."""
-        from mmsearch.retrieval.store.catalog import METADATA
+        from mmsearch.retrieval.store.schema import METADATA
 
         self.whole[table] = False
         if self._connection is None:

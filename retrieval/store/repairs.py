@@ -48,7 +48,7 @@ def sweep(found: Findings, steps: Steps) -> None:
 @contextlib.contextmanager
 def transaction(catalog: Path) -> Iterator[sqlite3.Connection]:
     """A connection to a catalog inside one transaction, on the medium when the block ends."""
-    from mmsearch.retrieval.store.catalog import connect
+    from mmsearch.retrieval.store.schema import connect
 
     engine = connect(catalog, foreign_keys=False)
     pooled = engine.raw_connection()

@@ -137,8 +137,8 @@ class Salvage:
     # The new catalog
 
     def _build(self, remains: Remains, new: Path) -> Outcome:
-        from mmsearch.retrieval.store.catalog import create_catalog
         from mmsearch.retrieval.store.local import _version
+        from mmsearch.retrieval.store.schema import create_catalog
 
         meta = remains.meta()
         rows = {row["filename"]: row for row in remains.rows("segments")}

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmsearch.retrieval.errors import IndexNotFound, IndexUnusable
+from mmsearch.retrieval.errors import IndexNotFound
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.catalog import CATALOG_ERRORS, Catalog, reason
-from mmsearch.retrieval.store.lock import Lock
+from mmsearch.retrieval.store.models import Models
 from mmsearch.retrieval.store.publish import Batch, Kind, SegmentStore
 from mmsearch.retrieval.store.records import AssetRecord, Model, NewItem
 from mmsearch.retrieval.store.segments import KEY_BYTES, DType
+from mmsearch.retrieval.store.session import Session
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from sqlalchemy import RowMapping
 
 
-class Writer:
+class Writer(Session):
     """Collects changes; `commit` publishes them all at once, `rollback` (or leaving without commit) none.
 
     After `commit` returns, everything before it is on the medium and visible to new snapshots. A process that
@@ -36,22 +33,12 @@ class Writer:
 
     def __init__(self, path: Path, *, dtype: DType, steps: Callable[[str], None]) -> None:
         """Takes the lock of the index at `path`. Use `LocalStore.writer`."""
-        self._path = path
+        super().__init__(path)
         self._steps = steps
-        self._lock = Lock(path)
-        try:
-            self._catalog = Catalog(path)
-        except CATALOG_ERRORS as error:
-            self._lock.release()
-            raise IndexUnusable(f"cannot open the index at {path} for writing: {reason(error)}") from error
-        except BaseException:
-            self._lock.release()
-            raise
-        self._segments = SegmentStore(path, self._catalog, dtype=dtype, steps=steps)
-        self._open = True
+        self._models = Models(self._catalog)
+        self._segments = SegmentStore(path, self._catalog, self._models, dtype=dtype, steps=steps)
         self._dirty = False  # something that readers could see has changed
         self._touched_rows = False  # something has changed
-        self._roots: dict[str, int] = {}  # paths as the caller writes them
         self._unfilled: set[tuple[int, str, bytes]] = set()  # model, space, key of vectors that have not come yet
         self._left: set[tuple[int, str]] = set()  # pictures that rows of manifests have let go
         self._vectors: dict[Kind, list[Batch]] = {}
@@ -60,41 +47,6 @@ class Writer:
                 self._segments.sweep()
         except BaseException:
             self.close()
-            raise
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Forgets what was not committed and gives the lock back. Idempotent."""
-        if self._open:
-            self._open = False
-            try:
-                self._catalog.close()
-            finally:
-                self._lock.release()
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        """Turns what disks and databases raise into this library's errors, with nothing half-done left behind."""
-        try:
-            yield
-        except (OSError, *CATALOG_ERRORS) as error:
-            with contextlib.suppress(*CATALOG_ERRORS):
-                self.rollback()
-            if not layout.is_index(self._path):
-                raise IndexNotFound(f"the index at {self._path} was removed while it was written to") from error
-            raise IndexUnusable(
-                f"cannot write to the index at {self._path}: {reason(error)}; everything committed before is safe"
-            ) from error
-        except (KeyboardInterrupt, SystemExit):  # perhaps between two statements that belong together
-            with contextlib.suppress(*CATALOG_ERRORS):
-                self.rollback()
             raise
 
     def _changed(self, *, visible: bool = True) -> None:
@@ -166,17 +118,6 @@ class Writer:
             self._changed()
         return removed
 
-    def _root_row(self, path: str) -> RowMapping | None:
-        row = self._catalog.find_root(path)
-        if row is not None:
-            self._roots[path] = row["root_id"]
-        return row
-
-    def _root_id(self, root: str) -> int:
-        if root not in self._roots and self._root_row(root) is None:
-            raise ValueError(f"unknown root {root!r}: register it with Writer.root first")
-        return self._roots[root]
-
     def _owner_root_id(self, ref: ItemRef) -> int | None:
         return None if ref.owner is None else self._root_id(ref.owner_root or ref.root)
 
@@ -245,7 +186,7 @@ class Writer:
                 self._unfilled.update((self._catalog.model_id, space, key) for key in reserved)
                 ids.update({(space, key): id_ for key, id_ in (found | reserved).items()})
             embeddings = [ids[item.modality, item.content_key] for item in items]
-            self._catalog.insert_items(asset_id, items, embeddings)
+            self._catalog.insert_items([asset_id] * len(items), items, embeddings)
             self._changed()
         return replaced
 
@@ -386,7 +327,7 @@ class Writer:
     def models(self) -> dict[int, Model]:
         """The models whose vectors are here, by id: the current one and at most one that is being changed to."""
         with self._guard():
-            return self._catalog.models()
+            return self._models.by_id()
 
     @property
     def model_id(self) -> int:
@@ -401,14 +342,14 @@ class Writer:
         An unfinished change to another model is given up.
         """
         with self._guard():
-            for model in self._catalog.models().values():
+            for model in self._models.by_id().values():
                 if model.identity == identity:
                     return model.model_id
                 if model.model_id != self._catalog.model_id:
-                    self._catalog.drop_model(model.model_id)
+                    self._models.drop(model.model_id)
                     self._vectors = {kind: some for kind, some in self._vectors.items() if kind[0] != model.model_id}
             self._changed(visible=False)
-            return self._catalog.add_model(name, identity, dim, max_tokens)
+            return self._models.add(name, identity, dim, max_tokens)
 
     def switch(self, model_id: int, recut: Callable[[str | None, str], list[NewItem] | None]) -> int:
         """Commits, then makes a staged model the current one, in one transaction; the old vectors go.
@@ -425,25 +366,20 @@ class Writer:
             ValueError: no model of that id is staged.
         """
         self.commit()
-        try:
-            with self._guard():
-                if model_id == self._catalog.model_id or model_id not in self._catalog.models():
-                    raise ValueError(f"no model {model_id} is staged")
-                generation = int(self._catalog.meta()["generation"]) + 1
-                self._steps("switch:catalog")
-                self._catalog.replace_texts(recut, model_id)
-                lost = self._catalog.repoint_items(model_id)
-                self._catalog.switch_model(model_id, generation)
-                self._publish_counts(self._catalog.meta(), generation)
-                self._steps("switch:commit")
-                self._catalog.commit()
-                self._steps("switch:unlink")
-                self._segments.sweep()
-                self._steps("switch:done")
-        except BaseException:
-            with contextlib.suppress(*CATALOG_ERRORS):
-                self.rollback()
-            raise
+        with self._whole():
+            if model_id == self._catalog.model_id or model_id not in self._models.by_id():
+                raise ValueError(f"no model {model_id} is staged")
+            generation = int(self._catalog.meta()["generation"]) + 1
+            self._steps("switch:catalog")
+            self._models.replace_texts(recut, model_id)
+            lost = self._models.repoint_items(model_id)
+            self._models.switch(model_id, generation)
+            self._publish_counts(self._catalog.meta(), generation)
+            self._steps("switch:commit")
+            self._catalog.commit()
+            self._steps("switch:unlink")
+            self._segments.sweep()
+            self._steps("switch:done")
         return lost
 
     # Publishing
@@ -458,13 +394,8 @@ class Writer:
             IndexUnusable: the disk is full or cannot be written to.
             IndexNotFound: the folder is gone.
         """
-        try:
-            with self._guard():
-                return self._commit()
-        except BaseException:
-            with contextlib.suppress(*CATALOG_ERRORS):
-                self.rollback()
-            raise
+        with self._whole():
+            return self._commit()
 
     def _commit(self) -> int:
         meta = self._catalog.meta()
@@ -500,9 +431,8 @@ class Writer:
 
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
-        self._roots.clear()
         self._reset()
-        self._catalog.rollback()
+        super().rollback()
 
     def _reset(self) -> None:
         self._dirty = self._touched_rows = False
@@ -527,13 +457,8 @@ class Writer:
                 committed is committed, and this writer can go on.
         """
         self.commit()
-        try:
-            with self._guard():
-                return self._segments.merge(all_segments=all_segments)
-        except BaseException:
-            with contextlib.suppress(*CATALOG_ERRORS):
-                self.rollback()
-            raise
+        with self._whole():
+            return self._segments.merge(all_segments=all_segments)
 
 
 def _checked(key: bytes) -> bytes:
