@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,38 @@ def test_a_picture_that_changes_or_is_missing(
     report = index.add()
     assert len(report.failed) == 2
     assert index.search("yellow", k=1)[0].path == photos / "new.png"  # no hit without a file
+
+
+@pytest.mark.parametrize("left", [None, ".Trash"])
+@pytest.mark.parametrize("scanned", [False, True])
+def test_pictures_of_rows_on_a_drive_that_is_not_mounted_stay(
+    index: mmsearch.Index, photos: Path, tmp_path: Path, counting: Counting, scanned: bool, left: str | None
+) -> None:
+    """They are named by rows alone, or found by a scan too; the mount point is away, or looks empty."""
+    path = manifest(tmp_path / "near" / "m.jsonl", {"id": 1, "image": str(photos / "red.png"), "text": "one"})
+    index.add(path, *([photos] if scanned else []))
+    before = listed(index)
+    ids = {item.uri: item.item_id for item in index.items() if item.modality == "image"}
+    photos.rename(tmp_path / "unplugged")
+    if left:
+        (photos / left).mkdir(parents=True)
+    generation = 0
+    for _ in range(3):
+        report = index.add()
+        assert (counts(report), len(report.failed)) == ({}, 1)
+        assert listed(index) == before
+        again, generation = generation, index.info().generation
+    assert again == generation  # nothing is written for what is known
+    shutil.rmtree(photos, ignore_errors=True)
+    (tmp_path / "unplugged").rename(photos)
+    counting.images = counting.texts = 0
+    assert index.add().failed == ()
+    assert listed(index) == before
+    assert {item.uri: item.item_id for item in index.items() if item.modality == "image"} == ids
+    assert (counting.images, counting.texts) == (0, 0)
+    shutil.rmtree(photos)
+    report = index.add(prune=True)
+    assert [(item.fragment, item.text) for item in index.items()] == [("id=1", "one")]
 
 
 def test_a_damaged_picture_is_named(index: mmsearch.Index, photos: Path) -> None:
