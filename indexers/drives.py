@@ -27,14 +27,14 @@ class Drives:
         self._roots: list[StoredRoot] | None = None
 
     def keep(self, ref: ItemRef) -> ItemRef:
-        """A ref as it should be compared: a row whose picture may be on a drive that is not here stays with it."""
-        if not isinstance(ref, RowRef) or ref.absent is None:
+        """A ref as it should be compared: a row whose picture may still be somewhere stays with it."""
+        if not isinstance(ref, RowRef) or ref.unseen is None:
             return ref
-        place = self._lost(ref.absent)
+        place = self._lost(ref.unseen)
         return ref if place is None else replace(ref, owner_root=place[0], owner=place[1])
 
     def _lost(self, path: str) -> tuple[str, str] | None:
-        """The root and the uri of a file that is not there, unless its root plainly is."""
+        """The root and the uri of a file that cannot be seen, unless it is plainly gone."""
         if self._roots is None:
             with self._store.snapshot() as snapshot:
                 self._roots = [root for root in snapshot.roots() if root.kind == "folder"]
@@ -50,8 +50,19 @@ class Drives:
             return None
         uri = path_to_uri(relative_to(real, place))
         known = Root(Path(root.path), root.device)
-        gone = looks_unmounted(known) or bool(on_lost_drives(known, root.mounts, {uri}))
-        return (root.path, uri) if gone else None
+        away = not _is_gone(path) or looks_unmounted(known) or bool(on_lost_drives(known, root.mounts, {uri}))
+        return (root.path, uri) if away else None
+
+
+def _is_gone(path: str) -> bool:
+    """Whether it can be seen that a file is not there."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def looks_unmounted(root: Root) -> bool:

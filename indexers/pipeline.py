@@ -134,6 +134,8 @@ def index_sources(
             ingest.index(jobs)
             ingest.index(rows)  # after the pictures that they name
             ingest.remove_gone()
+            if any(isinstance(source, ManifestSource) and source.complete for source in scanned):
+                writer.forget_unnamed()
             if complete and not kept and all(_is_seen(source) for source in scanned):
                 writer.forget_salvaged()
             ingest.commit()
@@ -154,11 +156,14 @@ def _scan(
     """Scans a source and compares it with the index; returns also how many missing files are kept."""
     found = 0
     drives = Drives(store)
+    listed: list[str] = []
 
     def refs() -> Iterator[ItemRef]:
         nonlocal found
         for ref in source.scan():
             found += 1
+            if ref.listed:
+                listed.append(ref.uri)
             if found % _SCAN_TICK == 0:
                 interrupt.check()
                 ingest.tell("scan", found, None)
@@ -183,6 +188,8 @@ def _scan(
         _note_root(source, writer, diff, everything_found=not kept)
     elif (diff.new or _is_listed(source)) and not diff.had_items:  # a drive that came or went during its first scan
         writer.root(source.root)
+    if listed:
+        writer.expect(str(source.root.path), listed)
     ingest.gone.setdefault(str(source.root.path), set()).update(missing - kept)
     return diff, len(kept)
 

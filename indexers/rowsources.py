@@ -30,12 +30,12 @@ class RowRef(ItemRef):
     Attributes:
         row: what it says.
         error: why it cannot be used, or None.
-        absent: the path of its picture, where it cannot be used because that is not there.
+        unseen: the path of its picture, where it cannot be used because that is not to be seen.
     """
 
     row: Row | None = None
     error: str | None = None
-    absent: str | None = None
+    unseen: str | None = None
 
 
 class _RowScan(Scan):
@@ -65,7 +65,7 @@ class _RowScan(Scan):
                 absent = isinstance(error, FileNotFoundError | NotADirectoryError)
                 reason = "does not exist" if absent else f"cannot be read: {error.strerror}"
                 bad = self._bad_ref(row.key, path, f"row {row.number}: its image {row.image} {reason}")
-                return replace(bad, absent=row.image)
+                return replace(bad, unseen=row.image)
             except UsageError as error:
                 return self._bad_ref(row.key, path, f"row {row.number}: its image {row.image} {error}")
         stamp = Stamp(weight, hashed(row.digest + picture))
