@@ -37,7 +37,7 @@ MANIFESTS = ("lists/m.jsonl", "lists/n.csv")
 PROGRAM = "rows:"
 MODELS = ("fake", "other")
 BAD = "bad"
-COLOURS = ("red", "green", "blue")
+COLOURS = ("red", "green", "blue", "yellow")
 WORDS = ("Roses are red.", "A green bird.", " ".join(f"Sentence {number} of a long story." for number in range(9)))
 _CLOCK_NS = 1_600_000_000_000_000_001
 

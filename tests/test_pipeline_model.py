@@ -368,6 +368,21 @@ class IndexMachine(RuleBasedStateMachine):
         self.call(lambda: self.assert_equal(self.index.remove(self.base / path), count), after, None)
 
     @precondition(lambda self: self.exists)
+    @rule(pair=st.sampled_from([("photos/sub", PHOTOS[1]), ("photos/sub", "photos/sub/deep"), (PHOTOS[1], PHOTOS[1])]))
+    def take_out_and_name(self, pair: tuple[str, str]) -> None:
+        self.remove(pair[0])
+        self.name(pair[1], None)
+
+    @precondition(lambda self: self.exists)
+    @rule(pair=st.one_of(*(st.tuples(st.sampled_from(kind), st.sampled_from(kind)) for kind in (PICTURES, TEXTS))))
+    def carry(self, pair: tuple[str, str]) -> None:
+        """A file moves to a place that is free, between two runs."""
+        self.rescan(False, False, None)
+        if pair[1] not in self.disk.files:
+            self.move(pair)
+            self.rescan(False, False, None)
+
+    @precondition(lambda self: self.exists)
     @rule(ids=st.lists(st.sampled_from("abc"), min_size=1, max_size=2, unique=True))
     def remove_ids(self, ids: list[str]) -> None:
         after = deepcopy(self.known)
