@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from mmsearch.indexers.drives import Drives, on_lost_drives
 from mmsearch.indexers.ingest import Ingest, Job, Observer, Progress
 from mmsearch.indexers.interrupt import Interrupt, Stopped
 from mmsearch.indexers.paths import Source
@@ -22,9 +23,8 @@ from mmsearch.indexers.patterns import Filter
 from mmsearch.indexers.rescan import AbsentRoot
 from mmsearch.indexers.rowsources import ManifestSource
 from mmsearch.indexers.sources import FileSource, FolderSource
-from mmsearch.retrieval.store.diff import is_below
 from mmsearch.retrieval.types import ItemRef, Report, Root
-from mmsearch.retrieval.uris import absolute_path, path_to_uri
+from mmsearch.retrieval.uris import path_to_uri
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
@@ -134,6 +134,8 @@ def index_sources(
             ingest.index(jobs)
             ingest.index(rows)  # after the pictures that they name
             ingest.remove_gone()
+            if any(isinstance(source, ManifestSource) and source.complete for source in scanned):
+                writer.forget_unnamed()
             if complete and not kept and all(_is_seen(source) for source in scanned):
                 writer.forget_salvaged()
             ingest.commit()
@@ -153,15 +155,19 @@ def _scan(
 ) -> tuple[Diff, int]:
     """Scans a source and compares it with the index; returns also how many missing files are kept."""
     found = 0
+    drives = Drives(store)
+    listed: list[str] = []
 
     def refs() -> Iterator[ItemRef]:
         nonlocal found
         for ref in source.scan():
             found += 1
+            if ref.listed:
+                listed.append(ref.uri)
             if found % _SCAN_TICK == 0:
                 interrupt.check()
                 ingest.tell("scan", found, None)
-            yield ref
+            yield ref if prune else drives.keep(ref)
 
     ingest.tell("scan", 0, None)
     diff = store.diff(source.root, refs(), scope=source.scope, partial=source.few)
@@ -170,7 +176,7 @@ def _scan(
     kept: set[str] = set()
     if not prune:
         unmounted = diff.had_items and (diff.device_changed or (not found and _is_empty(source)))
-        kept = missing if unmounted else _on_lost_drives(source.root, diff.mounts, missing)
+        kept = missing if unmounted else on_lost_drives(source.root, diff.mounts, missing)
     if kept:
         _log.warning(
             "%s looks unmounted or replaced: %d files that are not there now were kept; "
@@ -182,21 +188,10 @@ def _scan(
         _note_root(source, writer, diff, everything_found=not kept)
     elif (diff.new or _is_listed(source)) and not diff.had_items:  # a drive that came or went during its first scan
         writer.root(source.root)
+    if listed:
+        writer.expect(str(source.root.path), listed)
     ingest.gone.setdefault(str(source.root.path), set()).update(missing - kept)
     return diff, len(kept)
-
-
-def _on_lost_drives(root: Root, mounts: Sequence[str], missing: set[str]) -> set[str]:
-    """Missing files under folders of the root that were on other drives and are not now."""
-    lost = [uri for uri in mounts if not _is_foreign(root, uri)]
-    return {uri for uri in missing if is_below(uri, lost)} if lost else set()
-
-
-def _is_foreign(root: Root, uri: str) -> bool:
-    try:
-        return os.stat(absolute_path(str(root.path), uri)).st_dev != root.device
-    except OSError:
-        return False
 
 
 def _cover(source: AnySource, found: Sequence[ItemRef], store: LocalStore, ingest: Ingest) -> None:

@@ -15,7 +15,7 @@ from mmsearch.indexers.rows import id_key
 from mmsearch.retrieval.errors import PathNotFound, UsageError
 from mmsearch.retrieval.store.diff import is_below
 from mmsearch.retrieval.store.layout import ROWS
-from mmsearch.retrieval.uris import path_to_uri
+from mmsearch.retrieval.uris import absolute_path, path_to_uri
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.store import LocalStore
@@ -70,14 +70,15 @@ def taken_back(store: LocalStore, paths: Sequence[str | Path]) -> list[tuple[str
     with store.snapshot() as snapshot:
         removed = {root.root_id: snapshot.removed(root.root_id) for root in snapshot.roots()}
         roots = [root for root in snapshot.roots() if removed[root.root_id]]
-        for path in paths:
-            for root, uri in _uris(roots, _real(path)):
-                if uri in removed[root.root_id]:
+        places = [(path, root, uri) for path in paths for root, uri in _uris(roots, _real(path))]
+        named = {(root.root_id, uri) for _, root, uri in places}
+        for path, root, uri in places:
+            for out in removed[root.root_id]:
+                if out == uri:
                     back.append((root.path, uri))
-                elif is_below(uri, removed[root.root_id]):
-                    above = next(out for out in removed[root.root_id] if is_below(uri, (out,)))
+                elif is_below(uri, (out,)) and (root.root_id, out) not in named:
                     raise UsageError(
-                        f"{path} is in {os.path.join(root.path, above)}, which was taken out of the index; "
+                        f"{path} is in {absolute_path(root.path, out)}, which was taken out of the index; "
                         "name that folder to take it back"
                     )
     return back

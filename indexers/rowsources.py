@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmsearch.indexers.manifests import Manifest
@@ -30,10 +30,12 @@ class RowRef(ItemRef):
     Attributes:
         row: what it says.
         error: why it cannot be used, or None.
+        unseen: the path of its picture, where it cannot be used because that is not to be seen.
     """
 
     row: Row | None = None
     error: str | None = None
+    unseen: str | None = None
 
 
 class _RowScan(Scan):
@@ -62,7 +64,8 @@ class _RowScan(Scan):
             except OSError as error:
                 absent = isinstance(error, FileNotFoundError | NotADirectoryError)
                 reason = "does not exist" if absent else f"cannot be read: {error.strerror}"
-                return self._bad_ref(row.key, path, f"row {row.number}: its image {row.image} {reason}")
+                bad = self._bad_ref(row.key, path, f"row {row.number}: its image {row.image} {reason}")
+                return replace(bad, unseen=row.image)
             except UsageError as error:
                 return self._bad_ref(row.key, path, f"row {row.number}: its image {row.image} {error}")
         stamp = Stamp(weight, hashed(row.digest + picture))

@@ -56,6 +56,31 @@ def test_a_file_stays_out_until_it_is_named(index: mmsearch.Index, photos: Path,
     assert index.add().unchanged == 7
 
 
+def test_a_file_that_was_taken_out_before_its_folder(index: mmsearch.Index, photos: Path) -> None:
+    index.add(photos)
+    inner = photos / "in" / "c.png"
+    assert (index.remove(inner), index.remove(photos / "in")) == (1, 1)
+    with pytest.raises(UsageError, match="photos/in, which was taken out"):
+        index.add(inner)
+    assert index.add(photos / "in").added == 1  # c.png was taken out by itself
+    assert index.add(inner).added == 1
+
+
+def test_a_folder_and_a_file_in_it_are_taken_back_together(index: mmsearch.Index, photos: Path) -> None:
+    index.add(photos)
+    index.remove(photos / "in" / "c.png", photos / "in")
+    assert index.add(photos / "in" / "c.png", photos / "in").added == 2
+
+
+def test_a_folder_that_was_taken_out_is_named_as_it_is_written(index: mmsearch.Index, photos: Path) -> None:
+    folder = photos / "my photos"
+    (photos / "in").rename(folder)
+    index.add(photos)
+    index.remove(folder)
+    with pytest.raises(UsageError, match="photos/my photos, which was taken out"):
+        index.add(folder / "c.png")
+
+
 def test_a_file_that_is_gone_from_the_disk_too(index: mmsearch.Index, photos: Path) -> None:
     index.add(photos)
     (photos / "a.png").unlink()

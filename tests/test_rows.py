@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 import mmsearch
+from mmsearch.indexers.pipeline import index_sources
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import UsageError
 
@@ -169,6 +172,99 @@ def test_a_picture_that_changes_or_is_missing(
     report = index.add()
     assert len(report.failed) == 2
     assert index.search("yellow", k=1)[0].path == photos / "new.png"  # no hit without a file
+
+
+@pytest.mark.parametrize("left", [None, ".Trash"])
+@pytest.mark.parametrize("scanned", [False, True])
+def test_pictures_of_rows_on_a_drive_that_is_not_mounted_stay(
+    index: mmsearch.Index, photos: Path, tmp_path: Path, counting: Counting, scanned: bool, left: str | None
+) -> None:
+    """They are named by rows alone, or found by a scan too; the mount point is away, or looks empty."""
+    path = manifest(tmp_path / "near" / "m.jsonl", {"id": 1, "image": str(photos / "red.png"), "text": "one"})
+    index.add(path, *([photos] if scanned else []))
+    before = listed(index)
+    ids = {item.uri: item.item_id for item in index.items() if item.modality == "image"}
+    photos.rename(tmp_path / "unplugged")
+    if left:
+        (photos / left).mkdir(parents=True)
+    generation = 0
+    for _ in range(3):
+        report = index.add()
+        assert (counts(report), len(report.failed)) == ({}, 1)
+        assert listed(index) == before
+        again, generation = generation, index.info().generation
+    assert again == generation  # nothing is written for what is known
+    shutil.rmtree(photos, ignore_errors=True)
+    (tmp_path / "unplugged").rename(photos)
+    counting.images = counting.texts = 0
+    assert index.add().failed == ()
+    assert listed(index) == before
+    assert {item.uri: item.item_id for item in index.items() if item.modality == "image"} == ids
+    assert (counting.images, counting.texts) == (0, 0)
+    shutil.rmtree(photos)
+    report = index.add(prune=True)
+    assert [(item.fragment, item.text) for item in index.items()] == [("id=1", "one")]
+
+
+def test_a_picture_of_a_row_that_may_not_be_looked_at_stays(
+    index: mmsearch.Index, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(manifest(photos.parent / "m.jsonl", {"id": 1, "image": "photos/red.png", "text": "one"}))
+    before, stat = listed(index), os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("red.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        assert [failure.error.rpartition(" cannot be ")[2] for failure in index.add().failed] == [
+            "read: Permission denied"
+        ]
+    assert listed(index) == before
+    assert index.add().failed == ()
+
+
+def test_rows_exchange_their_pictures(
+    index: mmsearch.Index, photos: Path, counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit between the two rows, as long manifests have it, sees a picture that no row names."""
+    monkeypatch.setitem(index_sources.__kwdefaults__, "commit_seconds", 0.0)
+    monkeypatch.setattr("mmsearch.indexers.ingest.Ingest._take", lambda self, reads: [settled(reads.popleft())])
+    path = photos.parent / "m.jsonl"
+    index.add(manifest(path, *({"id": n, "image": f"photos/{n}.png", "text": n} for n in ("red", "green"))))
+    counting.images = 0
+    manifest(
+        path, *({"id": n, "image": f"photos/{of}.png", "text": n} for n, of in (("red", "green"), ("green", "red")))
+    )
+    assert counts(index.add()) == {"updated": 2}
+    assert listed(index) == [
+        ("green.png", "id=red", "red"),
+        ("green.png", None, None),
+        ("red.png", "id=green", "green"),
+        ("red.png", None, None),
+    ]
+    assert counting.images == 0
+
+
+def settled(read: tuple[Any, Any]) -> tuple[Any, Any]:
+    return read[0], read[1].result()
+
+
+def test_a_picture_whose_row_never_came_does_not_stay_for_ever(
+    index: mmsearch.Index, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(index_sources.__kwdefaults__, "commit_seconds", 0.0)
+    path = manifest(photos.parent / "m.jsonl", {"id": 1, "image": "photos/red.png", "text": "one"})
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEncoder, "encode_texts", lambda self, texts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            index.add(path)
+    assert listed(index) == [("red.png", None, None)]
+    manifest(path, {"id": 2, "text": "two"})
+    index.add(path)
+    assert listed(index) == [("m.jsonl", "id=2", "two")]
 
 
 def test_a_damaged_picture_is_named(index: mmsearch.Index, photos: Path) -> None:

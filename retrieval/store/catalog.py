@@ -61,6 +61,15 @@ _INSERT_ASSET = sa.insert(ASSETS)
 _ASSET_ITEMS = sa.select(ITEMS.c.modality, ITEMS.c.embedding_id).where(ITEMS.c.asset_id == _PARAM("asset"))
 _DELETE_ITEMS = sa.delete(ITEMS).where(ITEMS.c.asset_id == _PARAM("asset"))
 _DELETE_ASSET = sa.delete(ASSETS).where(ASSETS.c.asset_id == _PARAM("asset"))
+_OWNED = ASSETS.alias()
+_UNNAMED = sa.select(ASSETS.c.asset_id).where(
+    ASSETS.c.listed,
+    ~sa.exists(
+        sa.select(_OWNED.c.asset_id).where(
+            _OWNED.c.owner_root_id == ASSETS.c.root_id, _OWNED.c.owner_uri == ASSETS.c.uri
+        )
+    ),
+)
 _METADATA_FIELDS = ("width", "height", "taken", "camera", "orientation", "latitude", "longitude", "phash")
 
 
@@ -357,15 +366,13 @@ class Catalog:
 
     def unlisted(self, pictures: Iterable[tuple[int, str]]) -> list[int]:
         """Those of some pictures (root id, uri) that only rows named, and that no row names any more."""
-        mine = ASSETS.alias()
-        named = sa.select(mine.c.asset_id).where(
-            mine.c.owner_root_id == ASSETS.c.root_id, mine.c.owner_uri == ASSETS.c.uri
-        )
-        query = sa.select(ASSETS.c.asset_id).where(
-            ASSETS.c.root_id == _PARAM("root"), ASSETS.c.uri == _PARAM("uri"), ASSETS.c.listed, ~sa.exists(named)
-        )
+        query = _UNNAMED.where(ASSETS.c.root_id == _PARAM("root"), ASSETS.c.uri == _PARAM("uri"))
         found = [self.connection.execute(query, {"root": root, "uri": uri}).scalar() for root, uri in pictures]
         return [id_ for id_ in found if id_ is not None]
+
+    def all_unlisted(self) -> list[int]:
+        """All such pictures. Looks at all assets."""
+        return list(self.connection.execute(_UNNAMED).scalars())
 
     def delete_items(self, asset_id: int) -> int:
         """Deletes the items of an asset; returns how many it had."""

@@ -41,6 +41,7 @@ class Writer(Session):
         self._touched_rows = False  # something has changed
         self._unfilled: set[tuple[int, str, bytes]] = set()  # model, space, key of vectors that have not come yet
         self._left: set[tuple[int, str]] = set()  # pictures that rows of manifests have let go
+        self._expected: set[tuple[int, str]] = set()  # pictures that rows still to come will name
         self._vectors: dict[Kind, list[Batch]] = {}
         try:
             with self._guard():
@@ -310,9 +311,27 @@ class Writer(Session):
 
     def _delete_unlisted(self) -> None:
         """Removes pictures that only rows of manifests had named and that none names any more."""
-        for asset_id in self._catalog.unlisted(sorted(self._left)):
+        for asset_id in self._catalog.unlisted(sorted(self._left - self._expected)):
             self._catalog.delete_asset(asset_id)
         self._left.clear()
+
+    def expect(self, root: str, uris: Sequence[str]) -> None:
+        """Keeps pictures that rows are going to name, though rows before them let go of them in an earlier commit."""
+        with self._guard():
+            root_id = self._root_id(root)
+            self._expected.update((root_id, uri) for uri in uris)
+
+    def forget_unnamed(self) -> int:
+        """Removes pictures that only rows could name and none does, since whenever; returns how many.
+
+        A writer that died between a picture and its row leaves one. Looks at all files.
+        """
+        with self._guard():
+            unnamed = self._catalog.all_unlisted()
+            for asset_id in unnamed:
+                self._catalog.delete_asset(asset_id)
+                self._changed()
+        return len(unnamed)
 
     def forget_salvaged(self) -> int:
         """Lets go of embeddings out of a lost catalog whose content a whole run has not found; see `doctor`."""
@@ -431,6 +450,7 @@ class Writer(Session):
 
     def rollback(self) -> None:
         """Forgets everything since the last commit."""
+        self._expected.clear()
         self._reset()
         super().rollback()
 
