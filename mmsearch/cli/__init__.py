@@ -60,7 +60,6 @@ def _run(arguments: list[str] | None) -> int:
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
-        output.say("interrupted")
         return EXIT_INTERRUPTED
     except MMSearchError as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=error)
