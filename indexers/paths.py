@@ -73,7 +73,7 @@ def open_sources(
                 FolderSource(stat_root(roots.path(inner)), filter=wanted, within=within, avoid=[*index, *deeper])
             )
     named: dict[str, list[str]] = {}
-    manifests = [path for path in files if is_manifest(path)]
+    manifests = dict.fromkeys(path for path in files if is_manifest(path))
     files = [path for path in files if not is_manifest(path)]
     roots.adopt({os.path.dirname(path) for path in files})
     for path in files:
