@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmsearch.indexers.manifests import Columns, Manifest, is_manifest
@@ -11,8 +12,8 @@ from mmsearch.indexers.patterns import Filter, is_glob
 from mmsearch.indexers.roots import Roots, is_covered, is_inside, stat_root
 from mmsearch.indexers.rowsources import ManifestSource, RowsSource
 from mmsearch.indexers.sources import FileSource, FolderSource
-from mmsearch.retrieval.errors import PathNotFound, UsageError
-from mmsearch.retrieval.types import Root
+from mmsearch.retrieval.errors import MMSearchError, PathNotFound, UsageError
+from mmsearch.retrieval.types import Failure, Root
 
 Source = FolderSource | FileSource | ManifestSource | RowsSource
 """What the pipeline takes: `root`, `scan()`, `scope(uri)`, `followers()`, and what the last scan met."""
@@ -27,6 +28,7 @@ def open_sources(
     known_roots: Iterable[str | Path] = (),
     partial_roots: Iterable[str | Path] = (),
     columns: Columns | None = None,
+    unusable: list[Failure] | None = None,
 ) -> list[Source]:
     """One source for each folder, glob or manifest, and one for the single files of each root.
 
@@ -43,6 +45,7 @@ def open_sources(
         partial_roots: the same of roots of which only single files or globs were named. Nothing but those is put
             under them, until a PATH is that folder or one above it.
         columns: which columns of manifests are meant, where their names do not say it.
+        unusable: of a long list: gets the paths that would raise, and the rest goes on without them.
 
     Raises:
         PathNotFound: there is no such file or folder.
@@ -50,7 +53,7 @@ def open_sources(
         MediaError: a manifest cannot be read at all.
     """
     roots = Roots(known_roots, partial_roots)
-    folders, files = _sorted_out(paths)
+    folders, files = _sorted_out(paths, unusable)
     index = [] if index_path is None else [os.path.abspath(index_path)]
     sources: list[Source] = []
     whole: list[str] = []  # real paths of folders that are scanned whole
@@ -70,7 +73,7 @@ def open_sources(
                 FolderSource(stat_root(roots.path(inner)), filter=wanted, within=within, avoid=[*index, *deeper])
             )
     named: dict[str, list[str]] = {}
-    manifests = [path for path in files if is_manifest(path)]
+    manifests = dict.fromkeys(path for path in files if is_manifest(path))
     files = [path for path in files if not is_manifest(path)]
     roots.adopt({os.path.dirname(path) for path in files})
     for path in files:
@@ -79,7 +82,9 @@ def open_sources(
             root, start = roots.of(folder, whole=False)
             named.setdefault(root, []).append(f"{start}/{name}" if start else name)
     sources.extend(FileSource(stat_root(root), inner) for root, inner in named.items())
-    sources.extend(open_manifest(path, columns or Columns(), roots) for path in manifests)
+    for path in manifests:
+        with _noted(path, unusable):
+            sources.append(open_manifest(path, columns or Columns(), roots))
     for position, source in enumerate(sources):
         source.rivals = [other for other in sources[:position] if other.root.path == source.root.path]
     return sources
@@ -95,18 +100,32 @@ def open_manifest(path: str, columns: Columns, roots: Roots) -> ManifestSource:
     return ManifestSource(root, manifest, roots)
 
 
-def _sorted_out(paths: Sequence[str | Path]) -> tuple[list[tuple[str, str]], list[str]]:
+@contextmanager
+def _noted(path: str, unusable: list[Failure] | None) -> Iterator[None]:
+    """Notes an error about a path, if there is where to, instead of raising it."""
+    try:
+        yield
+    except MMSearchError as error:
+        if unusable is None:
+            raise
+        unusable.append(
+            Failure(path, "does not exist" if isinstance(error, PathNotFound) else str(error).removesuffix(f": {path}"))
+        )
+
+
+def _sorted_out(paths: Sequence[str | Path], unusable: list[Failure] | None) -> tuple[list[tuple[str, str]], list[str]]:
     """Folders (with a glob or without), those that may hold others first, and single files."""
     folders: set[tuple[str, str]] = set()
     files: list[str] = []
     for given in paths:
-        path, glob = _resolved(os.fspath(given))
-        if os.path.isdir(path):
-            folders.add((path, glob))
-        elif os.path.isfile(path):
-            files.append(path)
-        else:
-            raise UsageError(f"neither a file nor a folder: {given}")
+        with _noted(os.fspath(given), unusable):
+            path, glob = _resolved(os.fspath(given))
+            if os.path.isdir(path):
+                folders.add((path, glob))
+            elif os.path.isfile(path):
+                files.append(path)
+            else:
+                raise UsageError(f"neither a file nor a folder: {given}")
     return sorted(folders, key=lambda folder: (folder[1] != "", len(folder[0]), folder)), files
 
 

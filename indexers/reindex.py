@@ -23,6 +23,7 @@ from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, re
 from mmsearch.indexers.staging import Staging
 from mmsearch.retrieval.errors import IndexUnusable
 from mmsearch.retrieval.store import NewItem
+from mmsearch.retrieval.store.diagnosis import counted
 from mmsearch.retrieval.types import ItemRef, ReindexReport, Stamp
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _require_all(staging: Staging, old_name: str) -> None:
         return
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     raise IndexUnusable(
-        f"{len(missing)} items of the index at {staging.store.path} cannot be embedded again: "
+        f"{counted(len(missing), 'item')} of the index at {staging.store.path} cannot be embedded again: "
         f"{'; '.join(missing[:_NAMED])}{more}. If they are on a drive, mount it; if files were removed for good, "
         "`mmsearch index` lets them go; `--drop` (drop=True) lets go of all such items. Then run this again: what "
         f"{staging.encoder.name} has embedded is kept, and until then the index works with {old_name} as before"

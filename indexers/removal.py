@@ -32,9 +32,11 @@ def remove(store: LocalStore, paths: Sequence[str | Path], ids: Sequence[str | i
         ids: of rows that a program gave.
 
     Raises:
+        UsageError: a path or an id is empty.
         PathNotFound: the index knows nothing at a path, and there is nothing on disk either; nothing was removed.
         IndexLocked: somebody else is writing.
     """
+    keys = [id_key(id_) for id_ in ids]
     roots = _roots(store)
     removed = 0
     with store.writer() as writer:
@@ -53,8 +55,8 @@ def remove(store: LocalStore, paths: Sequence[str | Path], ids: Sequence[str | i
             if not found and not known:
                 raise PathNotFound(f"there is nothing in the index, or on disk, at {path}")
             removed += found
-        if ids and any(root.kind == "rows" for root in _roots(store)):
-            removed += writer.remove_rows(ROWS, [id_key(id_) for id_ in ids])
+        if keys and any(root.kind == "rows" for root in _roots(store)):
+            removed += writer.remove_rows(ROWS, keys)
         writer.commit()
         writer.merge()
     return removed

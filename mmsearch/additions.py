@@ -33,13 +33,6 @@ def sorted_out(
     return paths, collections
 
 
-def may_exist(path: str) -> bool:
-    """Whether a path is there, or a glob, which may find nothing."""
-    from mmsearch.indexers.patterns import is_glob
-
-    return os.path.lexists(os.path.expanduser(path)) or is_glob(path)
-
-
 def batches(items: Iterable[Item | Mapping[str, object]]) -> Iterator[list[Row | BadRow]]:
     """Rows of items, so many at a time that their pictures fit into memory."""
     from mmsearch.indexers.rows import Row, rows_of

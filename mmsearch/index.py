@@ -11,10 +11,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from mmsearch.additions import batches, joined, may_exist, sorted_out
+from mmsearch.additions import batches, joined, sorted_out
 from mmsearch.encoders import VECTORS, Encoders
 from mmsearch.lease import Lease
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
@@ -146,8 +147,8 @@ class Index:
             text_column: of manifests; by default `text`, `caption` or `captions`.
             image_column: of manifests, with paths; by default `image`, `path` or `file_name`.
             id_column: of manifests; by default `id`.
-            skip_missing: for long lists: paths that do not exist are reported as failed, instead of raising, and
-                what was taken out of the index stays out.
+            skip_missing: for long lists: paths that do not exist or cannot be used are reported as failed, instead
+                of raising, and what was taken out of the index stays out.
             progress: called with `Progress` during the run.
 
         Raises:
@@ -160,10 +161,8 @@ class Index:
         from mmsearch.indexers.manifests import Columns
 
         paths, collections = sorted_out(sources)
-        missing = [Failure(path, "does not exist") for path in paths if skip_missing and not may_exist(path)]
-        paths = [path for path in paths if Failure(path, "does not exist") not in missing] if missing else paths
         columns = Columns(text=text_column, image=image_column, id=id_column)
-        reports = [Report(failed=tuple(missing))] if missing else []
+        reports = []
         if paths or not sources:
             reports.append(self._add_paths(paths, include, exclude, columns, prune, retry, progress, skip_missing))
         for items in collections:
@@ -189,14 +188,16 @@ class Index:
         store = self._store()
         if store is None and not paths:
             raise IndexNotFound(f"there is no index at {self.path} yet; name a folder to index")
-        return self._run(
-            self._sources(store, paths, include, exclude, columns),
+        unusable: list[Failure] = []
+        report = self._run(
+            self._sources(store, paths, include, exclude, columns, unusable if a_list else None),
             take_back=taken_back(store, paths) if store is not None and not a_list else (),
             complete=not paths and not (include or exclude),
             prune=prune,
             retry=retry,
             observer=progress,
         )
+        return replace(report, failed=(*unusable, *report.failed)) if unusable else report
 
     def _run(self, sources: Sequence[AnySource], **options: Unpack[RunOptions]) -> Report:
         """An index run; makes the index if there is none and something was found."""
@@ -396,6 +397,7 @@ class Index:
         text_column: str | None = None,
         image_column: str | None = None,
         id_column: str | None = None,
+        skip_missing: bool = False,
     ) -> RunEstimate:
         """What `add` would do and about how long it would take; changes nothing and downloads nothing."""
         from mmsearch.indexers.manifests import Columns
@@ -405,7 +407,8 @@ class Index:
         store = self._store()
         if store is None and not paths:
             raise IndexNotFound(f"there is no index at {self.path} yet; name a folder to index")
-        sources = self._sources(store, [os.fspath(path) for path in paths], include, exclude, columns)
+        unusable: list[Failure] | None = [] if skip_missing else None
+        sources = self._sources(store, [os.fspath(path) for path in paths], include, exclude, columns, unusable)
         model = store.model if store is not None else self._model
 
         def encoder() -> Encoder | None:
@@ -529,6 +532,7 @@ class Index:
         include: Sequence[str],
         exclude: Sequence[str],
         columns: Columns,
+        unusable: list[Failure] | None,
     ) -> list[AnySource]:
         from mmsearch.indexers.paths import open_sources
         from mmsearch.indexers.rescan import rescan_sources
@@ -545,6 +549,7 @@ class Index:
                 known_roots=[root.path for root in roots if root.whole],
                 partial_roots=[root.path for root in roots if not root.whole],
                 columns=columns,
+                unusable=unusable,
             )
         ]
 

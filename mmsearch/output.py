@@ -136,31 +136,33 @@ def reindex_lines(report: ReindexReport) -> list[str]:
     return lines
 
 
-def write_diagnosis(diagnosis: Diagnosis, *, people: bool) -> None:
-    """What `doctor` has found, a line each; what it means and what to do beneath."""
+def write_diagnosis(diagnosis: Diagnosis, *, people: bool, repair: bool) -> None:
+    """What `doctor` has found, a line each, with what to do; for people that stands beneath."""
     for problem in diagnosis.problems:
         mark = "repaired" if problem.repaired else "damage" if problem.damage else "note"
         if not people:
             write("\t".join((mark, problem.kind, safe(problem.where), safe(problem.message), safe(problem.remedy))))
             continue
-        write(f"{mark}: {safe(problem.message)}")
-        if problem.remedy and not problem.repaired:
-            write(f"  {safe(problem.remedy)}")
+        write(f"{mark}: {safe(problem.where)}: {safe(problem.message)}")
+        if problem.remedy not in ("", "nothing"):
+            write(f"  remedy: {safe(problem.remedy)}")
     checked = f"{counted(diagnosis.items, 'item')} in {counted(diagnosis.segments, 'segment')}"
     if diagnosis.sound:
         say(f"the index is sound: {checked}, {_size(diagnosis.bytes_checked)} checked")
+    elif repair:
+        say("the index is still damaged: not everything could be mended")
     else:
         say("the index is damaged; nothing was changed. `mmsearch doctor --repair` mends what can be mended")
 
 
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
-    """Failed files with their reasons; a long list is cut, `info` has it whole."""
+    """Failed files with their reasons; a long list is cut, `list --failed` has it whole."""
     if not failures:
         return []
     lines = [f"{len(failures):,} could not be indexed:"]
     lines += [f"  {safe(failure.path)}: {safe(failure.error)}" for failure in failures[:_FAILURES_SHOWN]]
     if len(failures) > _FAILURES_SHOWN:
-        lines.append(f"  and {len(failures) - _FAILURES_SHOWN:,} more (mmsearch info --json lists all)")
+        lines.append(f"  and {len(failures) - _FAILURES_SHOWN:,} more (`mmsearch list --failed` lists all)")
     return lines
 
 
@@ -169,15 +171,15 @@ def write_info(info: IndexInfo) -> None:
     facts = (
         ("index", safe(info.path)),
         ("model", safe(info.model)),
-        ("items", f"{info.items:,} ({info.images:,} images, {info.texts:,} texts)"),
+        ("items", f"{info.items:,} ({counted(info.images, 'image')}, {counted(info.texts, 'text')})"),
         ("generation", f"{info.generation:,}"),
-        ("size", f"{_size(info.bytes)} in {info.segments:,} segments"),
+        ("size", f"{_size(info.bytes)} in {counted(info.segments, 'segment')}"),
     )
     for name, value in facts:
         write(f"{name:<11} {value}")
     for root in info.roots:
         absent = "" if root.present else ", not there now"
-        write(f"{'root':<11} {safe(root.path)} ({root.items:,} items{absent})")
+        write(f"{'root':<11} {safe(root.path)} ({counted(root.items, 'item')}{absent})")
     for line in failure_lines(info.failed):
         write(line)
 

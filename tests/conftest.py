@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from cli_kit import Result
+
     from mmsearch.retrieval.encoders.fake import FakeEncoder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -108,3 +112,31 @@ def pictures(tmp_path: Path, draw: Callable[..., Path]) -> Path:
     (folder / "roses.txt").write_text("Roses are red.\n", encoding="utf-8")
     (folder / "more" / "天空.txt").write_text("天空是蓝色的。\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Runs a command line on an index of the test's own."""
+    from cli_kit import run_here
+
+    monkeypatch.setenv("MMSEARCH_INDEX", str(tmp_path / "index"))
+    monkeypatch.setenv("COLUMNS", "80")
+    return functools.partial(run_here, capsys)
+
+
+@pytest.fixture
+def golden(repository: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares text with tests/golden/NAME; `--update-goldens` rewrites it, nothing else does."""
+
+    def compare(name: str, text: str) -> None:
+        text = text.replace(str(tmp_path), "/tmp/x")
+        text = re.sub(r"\d+\.\d s$", "0.0 s", text, flags=re.MULTILINE)
+        text = re.sub(r"(\d\.\d{3})\d+", r"\1", text)  # what processors agree on
+        text = re.sub(r"\d+(\.\d+)? kB", "1 kB", text)
+        path = repository / "tests" / "golden" / name
+        if request.config.getoption("--update-goldens"):
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing; run with --update-goldens"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare

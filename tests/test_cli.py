@@ -15,67 +15,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from cli_kit import MAIN, Result
 from numpy.typing import NDArray
 
 import mmsearch
-from mmsearch import cli
 from mmsearch.output import safe
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 
 Draw = Callable[..., Path]
-MAIN = [sys.executable, "-c", "from mmsearch.cli import main; main()"]
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
-    monkeypatch.setenv("MMSEARCH_INDEX", str(tmp_path / "index"))
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: str | Path) -> Result:
-        capsys.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err or "-v" in arguments
-        return Result(code, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture
 def indexed(run: Callable[..., Result], pictures: Path) -> Path:
     assert run("index", pictures, "--model", "fake").code == 0
     return pictures
-
-
-@pytest.fixture
-def golden(repository: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Compares text with tests/golden/NAME; `--update-goldens` rewrites it, nothing else does."""
-
-    def compare(name: str, text: str) -> None:
-        text = text.replace(str(tmp_path), "/tmp/x")
-        text = re.sub(r"\d+\.\d s$", "0.0 s", text, flags=re.MULTILINE)
-        text = re.sub(r"(\d\.\d{3})\d+", r"\1", text)  # what processors agree on
-        text = re.sub(r"\d+(\.\d+)? kB", "1 kB", text)
-        path = repository / "tests" / "golden" / name
-        if request.config.getoption("--update-goldens"):
-            path.write_text(text, encoding="utf-8")
-        assert path.is_file(), f"{path} is missing; run with --update-goldens"
-        assert text == path.read_text(encoding="utf-8")
-
-    return compare
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 
 from mmsearch.cli import commands as commands
@@ -18,7 +19,15 @@ from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, UsageError
 
 def main() -> None:
     """Entry point of the console script."""
+    _open_streams()
     raise SystemExit(run())
+
+
+def _open_streams() -> None:
+    """Lets closed standard streams lead nowhere (`mmsearch ... >&-`), and no file of ours take their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -16,24 +16,29 @@ EXIT_ERROR, EXIT_USAGE, EXIT_NO_INDEX, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 class _Commands(TyperGroup):
-    """Keeps typer from making a broken pipe exit code 1: `run` knows what to do."""
+    """Keeps typer from making a broken pipe exit code 1, and Ctrl-C an exit without a word."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
-        with _hushed():
+        with _ended_early():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        with _hushed():
+        with _ended_early():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Ends quietly when the reader of our output has gone (`mmsearch query ... | head -1`)."""
+def _ended_early() -> Iterator[None]:
+    """Ends quietly when the reader of our output has gone (`mmsearch query ... | head -1`), with a word on Ctrl-C."""
     try:
         yield
     except BrokenPipeError:
         raise typer.Exit(hush()) from None
+    except KeyboardInterrupt:
+        from mmsearch import output
+
+        output.say("interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 app = typer.Typer(

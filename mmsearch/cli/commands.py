@@ -44,7 +44,13 @@ class RunChoice(TypedDict):
 
 def read_paths(*, null: bool) -> list[str]:
     """The paths on stdin. Names may be any bytes; a line may end with a carriage return."""
+    from mmsearch import output
+
+    if output.is_terminal(sys.stdin):
+        output.say("reading paths from here; Ctrl-D ends the list")
     content = sys.stdin.buffer.read()
+    if not null and b"\0" in content:
+        raise UsageError("the list on stdin has NUL characters: add -0")
     names = content.split(b"\0") if null else [line.removesuffix(b"\r") for line in content.split(b"\n")]
     return [os.fsdecode(name) for name in names if name]
 
@@ -109,6 +115,7 @@ def index(
     """
     from mmsearch import output
     from mmsearch.index import Index
+    from mmsearch.indexers.plan import RunEstimate
     from mmsearch.retrieval.types import Report
 
     listed = bool(paths) and "-" in (paths or ())
@@ -117,7 +124,11 @@ def index(
     if null and not listed:
         raise UsageError("-0 says how the list of paths on stdin is separated; add - as the PATH")
     named = read_paths(null=null) if listed else paths or []
-    report = Report()
+    if not listed and (text_column, image_column, id_column) != (None, None, None):
+        _require_manifest(named)
+    if listed and not named:
+        output.say("there are no paths on stdin")
+    report, estimate = Report(), RunEstimate()
     with progress_display() as display:
         with Index(
             index_path,
@@ -137,9 +148,12 @@ def index(
                 "image_column": image_column,
                 "id_column": id_column,
             }
-            if dry_run:
-                estimate = opened.estimate(*named, **wanted)
-            elif named or not listed:
+            if listed and not named:
+                with contextlib.suppress(IndexNotFound):
+                    report = Report(items=opened.info().items)
+            elif dry_run:
+                estimate = opened.estimate(*named, **wanted, skip_missing=listed)
+            else:
                 report = opened.add(
                     *named,
                     **wanted,
@@ -148,10 +162,6 @@ def index(
                     skip_missing=listed,
                     progress=display.on_run if display else None,
                 )
-            else:
-                output.say("there are no paths on stdin")
-                with contextlib.suppress(IndexNotFound):
-                    report = Report(items=opened.info().items)
     if dry_run:
         if as_json:
             output.write_json(estimate)
@@ -160,6 +170,17 @@ def index(
                 output.write(line)
         return
     _finish(report, opened, as_json=as_json)
+
+
+def _require_manifest(paths: Sequence[str]) -> None:
+    """Raises UsageError where columns are named and no manifest is."""
+    from mmsearch.indexers.manifests import is_manifest
+
+    if not any(is_manifest(path) for path in paths):
+        raise UsageError(
+            "--text-column, --image-column and --id-column are for manifests, and none is among the PATHs; "
+            "`mmsearch index` without PATH remembers the columns that were named"
+        )
 
 
 def _finish(report: Report, opened: Index, *, as_json: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,9 @@ from mmsearch.cli.options import (
 from mmsearch.cli.talk import confirmation, progress_display
 from mmsearch.retrieval.errors import UsageError
 
+if TYPE_CHECKING:
+    from mmsearch.retrieval.types import Failure, ItemInfo
+
 
 @app.command("list")
 def list_items(
@@ -34,39 +38,59 @@ def list_items(
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """List what is in the index, each file once; --json lists every item."""
+    """List what is in the index, each file once.
+
+    --json lists every item: each piece of a text, each row of a manifest. Control characters in file names are shown
+    as escapes; --paths0 prints the names as they are.
+    """
     from mmsearch import output
     from mmsearch.index import Index
 
     if as_json and paths0:
         raise UsageError("--json and --paths0 are two ways to print; take one")
+    if failed and modality is not ModalityChoice.all:
+        raise UsageError("what failed has no modality: leave out --modality or --failed")
     with Index(index_path) as opened:
         if failed:
-            for failure in opened.failures():
-                if as_json:
-                    output.write_json(failure)
-                elif paths0:
-                    if os.path.lexists(failure.path):  # else it is a row of a manifest, or gone
-                        output.write_path0(failure.path)
-                else:
-                    output.write(f"{output.safe(failure.path)}\t{output.safe(failure.error)}")
+            failures = opened.failures()
+            _list_failures(failures, as_json=as_json, paths0=paths0)
+            if not failures:
+                output.say("nothing has failed")
             return
-        last: tuple[object, object] | None = None
-        for item in opened.items():
-            if modality.value not in ("all", item.modality):
-                continue
+        found = False
+        items = (item for item in opened.items() if modality.value in ("all", item.modality))
+        for item, shown in _once(items, all_items=as_json):
+            found = True
             if as_json:
                 output.write_json(item)
-                continue
-            place = (item.path, item.uri)  # the chunks of a text follow each other
-            if place == last or (paths0 and item.path is None):
-                continue
-            last = place
-            shown = os.fspath(item.path) if item.path is not None else item.uri
-            if paths0:
-                output.write_path0(shown)
-            else:
+            elif not paths0:
                 output.write(output.safe(shown))
+            elif item.path is not None:
+                output.write_path0(shown)
+    if not found:
+        output.say("the index is empty" if modality is ModalityChoice.all else f"no {modality.value}s in the index")
+
+
+def _list_failures(failures: Iterable[Failure], *, as_json: bool, paths0: bool) -> None:
+    from mmsearch import output
+
+    for failure in failures:
+        if as_json:
+            output.write_json(failure)
+        elif not paths0:
+            output.write(f"{output.safe(failure.path)}\t{output.safe(failure.error)}")
+        elif os.path.lexists(failure.path):  # else it is a row of a manifest, or gone
+            output.write_path0(failure.path)
+
+
+def _once(items: Iterable[ItemInfo], *, all_items: bool) -> Iterator[tuple[ItemInfo, str]]:
+    """Items with their paths (or uris, without a file); each of these once, unless all items are wanted."""
+    seen: set[str] = set()
+    for item in items:
+        shown = os.fspath(item.path) if item.path is not None else item.uri
+        if all_items or shown not in seen:
+            yield item, shown
+            seen.add(shown)
 
 
 @app.command()
@@ -96,7 +120,8 @@ def remove(
     if as_json:
         output.write_json({"removed": removed, "items": left})
     else:
-        output.say(f"{output.counted(removed, 'file')} removed; {output.counted(left, 'item')} in the index")
+        done = f"{removed:,} removed" if removed else "nothing of that was in the index"
+        output.say(f"{done}; {output.counted(left, 'item')} in the index")
 
 
 @app.command()
@@ -140,10 +165,10 @@ def reindex(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Embed everything again with another model, and change to it when all is done.
+    """Change the index to another model.
 
-    Searches go on with the old model meanwhile. Ctrl-C keeps what is done; the same command continues. The old model
-    is not needed.
+    Everything is embedded again, then the index changes to the new model at once; searches go on with the old one
+    meanwhile. Ctrl-C keeps what is done; the same command continues. The old model is not needed.
     """
     from mmsearch import output
     from mmsearch.index import Index
@@ -174,7 +199,7 @@ def doctor(
     files: Annotated[bool, typer.Option("--files", help="Compare all files with the index too.")] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="NAME", help="The index's model, where its catalog is lost."),
+        typer.Option("--model", metavar="NAME", help="With --repair: the index's model, where its catalog is lost."),
     ] = None,
     index_path: IndexOption = None,
     as_json: JsonOption = False,
@@ -187,11 +212,15 @@ def doctor(
     from mmsearch import output
     from mmsearch.index import Index
 
+    if repair and files:
+        raise UsageError("--files only looks, and --repair mends the index itself: run one, then the other")
+    if model is not None and not repair:
+        raise UsageError("--model is for --repair: add it, or leave out --model")
     with Index(index_path) as opened:
         diagnosis = opened.doctor(repair=repair, files=files, model=model)
     if as_json:
         output.write_json(diagnosis)
     else:
-        output.write_diagnosis(diagnosis, people=output.is_terminal(sys.stdout))
+        output.write_diagnosis(diagnosis, people=output.is_terminal(sys.stdout), repair=repair)
     if not diagnosis.sound:
         raise typer.Exit(EXIT_ERROR)
