@@ -43,8 +43,7 @@ class Encoders:
         """
         if model == VECTORS:
             raise ModelUnavailable(
-                "the index was made of vectors, and no model was named that could read words or pictures for it: "
-                "search it with a vector"
+                "no model reads words or pictures for an index that was made of vectors alone: search it with a vector"
             )
         offline = offline or self._options["offline"]
         with self._lock:

@@ -344,18 +344,26 @@ class Index:
         encoder = self._encoders.get(model)
         self._encoders.keep(encoder.name, encoder)
         report = reindex(store, lambda: encoder, drop=drop, threads=self._threads, observer=progress)
-        if not report.interrupted:
-            self._model = "auto"  # the index keeps what it has now
-            self.add(progress=progress)
-        return report
+        if report.interrupted:
+            return report
+        self._model = "auto"  # the index keeps what it has now
+        return replace(report, interrupted=self.add(progress=progress).interrupted)
 
-    def doctor(self, *, repair: bool = False, files: bool = False, model: str | None = None) -> Diagnosis:
+    def doctor(
+        self,
+        *,
+        repair: bool = False,
+        files: bool = False,
+        model: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Diagnosis:
         """Checks every byte of the index, and repairs it if asked to.
 
         Args:
             repair: mend what can be mended; without it nothing is changed.
             files: compare the stamps of all files with the disk too.
             model: name of the model, where a lost catalog leaves that open.
+            progress: called with the bytes of vectors that were read, and all there are; from another thread.
 
         Raises:
             IndexNotFound: there is no index, nor anything left of one.
@@ -364,7 +372,9 @@ class Index:
         from mmsearch.retrieval.store.doctor import examine
         from mmsearch.retrieval.store.doctor import repair as mend
 
-        return mend(self.path, model=model) if repair else examine(self.path, files=files)
+        if repair:
+            return mend(self.path, model=model, progress=progress)
+        return examine(self.path, files=files, progress=progress)
 
     def items(self) -> Iterator[ItemInfo]:
         """Every item of the index, by id, as they were when the iteration began."""

@@ -123,7 +123,7 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
 
 def reindex_lines(report: ReindexReport) -> list[str]:
     """A finished change of model in a few lines for a person."""
-    if report.interrupted:
+    if report.interrupted and not report.switched:
         return ["interrupted; what is done is saved, and the same command continues from here"]
     if report.model == report.previous_model and not report.embedded:
         return [f"the index is of the model {safe(report.model)} already; nothing to do"]
@@ -133,6 +133,8 @@ def reindex_lines(report: ReindexReport) -> list[str]:
     ]
     if report.dropped:
         lines.append(f"{counted(report.dropped, 'item')} could not be embedded again and left the index")
+    if report.interrupted:
+        lines.append("interrupted while looking for changed files; `mmsearch index` goes on with that")
     return lines
 
 

@@ -99,6 +99,10 @@ class ProgressDisplay:
         failures = f"{progress.failed} failed" if progress.failed else ""
         self._files.update(self._task, completed=progress.done, total=progress.total, failures=failures)
 
+    def on_check(self, done: int, total: int) -> None:
+        """Shows how much of an index was checked; in a thread of its own."""
+        self.on_download("checking", done, total)
+
     def on_download(self, name: str, done: int, total: int) -> None:
         """Shows the state of a download."""
         self._files.stop()

@@ -216,8 +216,10 @@ def doctor(
         raise UsageError("--files only looks, and --repair mends the index itself: run one, then the other")
     if model is not None and not repair:
         raise UsageError("--model is for --repair: add it, or leave out --model")
-    with Index(index_path) as opened:
-        diagnosis = opened.doctor(repair=repair, files=files, model=model)
+    with progress_display() as display, Index(index_path) as opened:
+        diagnosis = opened.doctor(
+            repair=repair, files=files, model=model, progress=display.on_check if display else None
+        )
     if as_json:
         output.write_json(diagnosis)
     else:
