@@ -433,6 +433,19 @@ def test_an_interrupted_reindex_is_130_and_goes_on(
     assert (run("doctor").code, run("doctor").out) == (0, "")
 
 
+def test_ctrl_c_after_the_change_of_model_is_told(
+    run: Run, indexed: Path, other: type[Other], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmsearch.index.Index.add", lambda self, **options: mmsearch.Report(interrupted=True))
+    result = run("reindex", "--model", "other")
+    changed, interrupted = result.err.splitlines()
+    assert changed.startswith("changed from fake to other: 8 embeddings made")
+    assert (result.code, interrupted) == (
+        130,
+        "interrupted while looking for changed files; `mmsearch index` goes on with that",
+    )
+
+
 def test_missing_pictures_hold_the_change_up_until_they_are_dropped(
     run: Run, indexed: Path, other: type[Other]
 ) -> None:

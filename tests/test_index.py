@@ -243,3 +243,14 @@ def test_an_index_and_its_pictures_move_together(tmp_path: Path, draw: Draw) -> 
         hit = index.search("red")[0]
         assert hit.path == tmp_path / "moved" / "red.png"
         assert index.add().unchanged == 1
+
+
+def test_doctor_tells_how_far_it_is(index: mmsearch.Index) -> None:
+    told: list[tuple[int, int]] = []
+    assert index.doctor(progress=lambda done, total: told.append((done, total))).sound
+    total = sum(path.stat().st_size for path in (index.path / "segments").iterdir())
+    assert told[-1] == (total, total)
+    assert told == sorted(told)
+    told.clear()
+    assert index.doctor(repair=True, progress=lambda done, total: told.append((done, total))).sound
+    assert told[-1] == (total, total)
