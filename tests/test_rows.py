@@ -349,7 +349,7 @@ def test_items_of_a_program(index: mmsearch.Index, photos: Path, counting: Count
 
 
 def test_many_items_come_in_batches(index: mmsearch.Index, counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsearch.index._ROWS_AT_A_TIME", 10)
+    monkeypatch.setattr("mmsearch.additions._ROWS_AT_A_TIME", 10)
     seen: list[int] = []
 
     def items() -> Iterator[dict[str, object]]:

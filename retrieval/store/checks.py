@@ -129,19 +129,44 @@ def _look_at_catalog(found: Findings, connection: sqlite3.Connection, reading: R
         found.named = {row["filename"]: row["segment_id"] for row in rows}
         for row in rows:
             reading.start(row["filename"], row)
-        faults = [line for line in integrity(connection) if line != "ok"]
-        faults = faults or _text_faults(connection) or _meta_faults(connection)
+        faults = _faults(found, connection, rows, reading, files)
     if faults:
         more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
         found.add("catalog-damaged", layout.CATALOG, f"it is damaged ({faults[0]}{more})", REPAIR_AND_INDEX)
         found.named.clear()
-        return
-    _compare_segments(found, connection, rows, reading)
-    _check_references(found, connection)
-    _check_derived(found, connection)
-    _tell_what_waits(found, connection)
-    if files:
-        _compare_files(found, connection)
+
+
+def _faults(
+    found: Findings, connection: sqlite3.Connection, rows: list[dict[str, Any]], reading: Reading, files: bool
+) -> list[str]:
+    """What makes a catalog unusable, or problems in it. SQLite's own check, the slowest, goes on beside the others."""
+    before = len(found.problems)
+    with ThreadPoolExecutor(1, thread_name_prefix="mmsearch-integrity") as pool:
+        whole = pool.submit(_integrity_faults, found)
+        error: Exception | None = None
+        faults: list[str] = []
+        try:
+            faults = _text_faults(connection) or _meta_faults(connection)
+            if not faults:
+                _check_references(found, connection)
+                _check_derived(found, connection)
+                _tell_what_waits(found, connection)
+                if files:
+                    _compare_files(found, connection)
+                _compare_segments(found, connection, rows, reading)  # waits for the reading
+        except READ_ERRORS as raised:
+            error = raised
+        damage = whole.result()
+    if damage or faults:
+        del found.problems[before:]  # what a damaged catalog says of segments means nothing
+    elif error is not None:
+        raise error
+    return damage or faults
+
+
+def _integrity_faults(found: Findings) -> list[str]:
+    with open_quietly(found.path / layout.CATALOG, busy=found.busy) as connection:
+        return [line for line in integrity(connection) if line != "ok"]
 
 
 def _one(connection: sqlite3.Connection, query: str, *parameters: object) -> int:
