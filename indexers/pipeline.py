@@ -86,7 +86,8 @@ def index_sources(
         threads: how many files are read and decoded at a time; chosen by default.
         commit_seconds: work that an abrupt end may lose, at most.
         observer: called with the state of the run, from this thread, at most a few hundred times a second.
-        complete: the sources are all there are; vectors of a lost catalog that still wait for their content then go.
+        complete: the sources are all there are; vectors of a lost catalog that still wait for their content then go,
+            unless a program gave rows, which no scan finds.
         take_back: (root, uri) of what was taken out of the index and is wanted again.
 
     Raises:
@@ -136,7 +137,7 @@ def index_sources(
             ingest.remove_gone()
             if any(isinstance(source, ManifestSource) and source.complete for source in scanned):
                 writer.forget_unnamed()
-            if complete and not kept and all(_is_seen(source) for source in scanned):
+            if complete and not kept and all(_is_seen(source) for source in scanned) and not _has_given_rows(store):
                 writer.forget_salvaged()
             ingest.commit()
             ingest.tell("merge", 0, None)
@@ -210,6 +211,10 @@ def _is_whole(source: AnySource) -> bool:
     if isinstance(source, ManifestSource):
         return True
     return isinstance(source, FolderSource) and not source.start and source.filter.glob is None
+
+
+def _has_given_rows(store: LocalStore) -> bool:
+    return any(root.kind == "rows" for root in store.info().roots)
 
 
 def _is_seen(source: AnySource) -> bool:

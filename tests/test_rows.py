@@ -391,6 +391,22 @@ def test_equal_captions_share_one_embedding(index: mmsearch.Index, counting: Cou
     assert np.allclose([hit.score for hit in index.search("the same", modality="text", k=50)], 1.0)
 
 
+def test_rows_given_again_after_a_lost_catalog_are_not_encoded_again(
+    index: mmsearch.Index, photos: Path, counting: Counting
+) -> None:
+    rows = [{"id": 1, "text": "a cherry"}, {"id": 2, "text": "a lime"}]
+    index.add(photos)
+    index.add(rows)
+    before = {item.id: item.item_id for item in index.items()}
+    (index.path / "catalog.sqlite").unlink()
+    assert index.doctor(repair=True, model="fake").sound
+    counting.images = counting.texts = 0
+    assert counts(index.add()) == {"copied": 3}  # finds the files, their content known; the rows still wait
+    assert counts(index.add(rows)) == {"added": 2}
+    assert (counting.images, counting.texts) == (0, 0)
+    assert {item.id: item.item_id for item in index.items()} == before
+
+
 def test_a_missing_path_of_a_list_is_a_failure(index: mmsearch.Index, photos: Path) -> None:
     report = index.add(photos / "red.png", photos / "none.png", skip_missing=True)
     assert counts(report) == {"added": 1}
