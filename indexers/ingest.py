@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmsearch.indexers.interrupt import Interrupt
+from mmsearch.indexers.merging import Merging
 from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file, read_row
 from mmsearch.indexers.rowsources import RowRef
-from mmsearch.retrieval.errors import IndexUnusable, ModelMismatch
+from mmsearch.retrieval.errors import ModelMismatch
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality
 
@@ -137,7 +138,7 @@ class Ingest:
         self._total: int | None = None
         self._last_commit = time.monotonic()
         self._rows = 0
-        self._merging = True
+        self._merging = Merging(self._writer)
         self._bytes_ahead = 0
         self._pictures: deque[_Picture] = deque()
         self._by_hash: dict[bytes, _Picture] = {}
@@ -176,14 +177,8 @@ class Ingest:
         self._last_commit = time.monotonic()
 
     def merge(self) -> None:
-        """Merges small segments. Where that fails, an old one is damaged or the disk is full: they stay apart."""
-        if not self._merging:
-            return
-        try:
-            self._writer.merge()
-        except IndexUnusable as error:
-            self._merging = False
-            _log.warning("%s. What this run has done is saved; only old segments could not be merged", error)
+        """Merges small segments, where that works."""
+        self._merging.merge()
 
     def tell(self, stage: Stage, done: int, total: int | None) -> None:
         """Tells the observer, if there is one."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.indexers.chunks import chunk_chars
 from mmsearch.indexers.ingest import Observer, Progress, Stage
 from mmsearch.indexers.interrupt import Interrupt
-from mmsearch.retrieval.errors import IndexUnusable
+from mmsearch.indexers.merging import Merging
 from mmsearch.retrieval.types import Modality
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Staging:
         self._last_commit = time.monotonic()
         self._rows = 0
         self._unmerged = 0  # commits with vectors
-        self._merging = True
+        self._merging = Merging(self._writer)
 
     # What there is
 
@@ -191,15 +191,9 @@ class Staging:
         self._last_commit = time.monotonic()
 
     def merge(self) -> None:
-        """Merges small segments. Where that fails, an old one is damaged or the disk is full: they stay apart."""
+        """Merges small segments, where that works."""
         self._unmerged = 0
-        if not self._merging:
-            return
-        try:
-            self._writer.merge()
-        except IndexUnusable as error:
-            self._merging = False
-            _log.warning("%s. What this run has done is saved; only small segments could not be merged", error)
+        self._merging.merge()
 
     def close(self) -> None:
         """Saves and merges what is staged, before a switch."""

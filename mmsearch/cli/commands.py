@@ -14,12 +14,14 @@ import typer
 
 from mmsearch.cli.app import EXIT_INTERRUPTED, app
 from mmsearch.cli.options import (
+    BatchSizeOption,
     DeviceOption,
     IndexOption,
     JsonOption,
     ModalityChoice,
     ModelOption,
     OfflineOption,
+    PrecisionOption,
     ThreadsOption,
     VerboseOption,
     YesOption,
@@ -93,13 +95,9 @@ def index(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many files, how long.")] = False,
     device: DeviceOption = None,
-    precision: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="fp32, bf16 or fp16; chosen by default.")
-    ] = None,
+    precision: PrecisionOption = None,
     threads: ThreadsOption = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Pictures per model call; chosen by default.")
-    ] = None,
+    batch_size: BatchSizeOption = None,
     offline: OfflineOption = False,
     yes: YesOption = False,
     as_json: JsonOption = False,

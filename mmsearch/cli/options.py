@@ -42,6 +42,8 @@ ModelOption = Annotated[
     str, typer.Option(metavar="NAME", help="Model: a preset of `mmsearch models`, or an open_clip tag.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, cuda or mps; chosen by default.")]
+PrecisionOption = Annotated[str | None, typer.Option(metavar="TYPE", help="fp32, bf16 or fp16; chosen by default.")]
+BatchSizeOption = Annotated[int | None, typer.Option(metavar="N", help="Pictures per model call; chosen by default.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(metavar="N", help="Threads to decode and to compute with; chosen by default.")
 ]

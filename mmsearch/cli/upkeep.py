@@ -11,11 +11,13 @@ import typer
 
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, app
 from mmsearch.cli.options import (
+    BatchSizeOption,
     DeviceOption,
     IndexOption,
     JsonOption,
     ModalityChoice,
     OfflineOption,
+    PrecisionOption,
     ThreadsOption,
     VerboseOption,
     YesOption,
@@ -153,13 +155,9 @@ def reindex(
     ] = False,
     index_path: IndexOption = None,
     device: DeviceOption = None,
-    precision: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="fp32, bf16 or fp16; chosen by default.")
-    ] = None,
+    precision: PrecisionOption = None,
     threads: ThreadsOption = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Pictures per model call; chosen by default.")
-    ] = None,
+    batch_size: BatchSizeOption = None,
     offline: OfflineOption = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
