@@ -391,15 +391,22 @@ def _compare_files(found: Findings, connection: sqlite3.Connection) -> None:
             continue
         gone: list[str] = []
         changed: list[str] = []
+        waiting: list[str] = []
         for uri, size, mtime_ns, *_ in connection.execute(reader.SQL["assets"], (root.root_id,)):
             try:
                 status = os.stat(absolute_path(root.path, uri))
             except OSError:
                 gone.append(uri)
                 continue
-            if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
+            if size < 0:
+                waiting.append(uri)
+            elif (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
                 changed.append(uri)
-        for kind, uris, what in (("file-missing", gone, "not there now"), ("file-changed", changed, "changed since")):
+        for kind, uris, what in (
+            ("file-missing", gone, "not there now"),
+            ("file-changed", changed, "changed since"),
+            ("file-waiting", waiting, "to be read again"),
+        ):
             if uris:
                 found.add(kind, root.path, f"{counted(len(uris), 'file')} {what}: {some(uris, len(uris))}", INDEX)
 

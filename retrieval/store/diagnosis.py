@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INFORMATION = frozenset(
-    {"file-changed", "file-missing", "leftover", "old-format", "orphan", "salvaged-waiting", "staged-model"}
+    {
+        "file-changed",
+        "file-missing",
+        "file-waiting",
+        "leftover",
+        "old-format",
+        "orphan",
+        "salvaged-waiting",
+        "staged-model",
+    }
 )
 """Kinds of problems that are no damage: nothing is lost by them, and searches are right."""
 
