@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ATTEMPTS = 5
-_ROWS = 50_000
 _PAGE = 5_000
 _TEXTS = 250
 _LINES = 10_000  # of SQLite's integrity check
@@ -299,7 +298,7 @@ def _mismatched(
     wrong: set[int] = set()
     nowhere = 0
     cursor = connection.execute("SELECT embedding_id, COALESCE(segment_id, 0), content_key FROM embeddings NOT INDEXED")
-    while rows := cursor.fetchmany(_ROWS):
+    while rows := cursor.fetchmany(_PAGE):
         columns: list[tuple[Any, ...]] = list(zip(*rows, strict=True))
         ids, owners = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
         keys = np.frombuffer(b"".join(columns[2]), np.uint8).reshape(len(rows), KEY_BYTES)
