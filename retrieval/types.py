@@ -6,10 +6,10 @@ Everything here is importable without numpy, so that `mmsearch --help` stays fas
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 Modality = Literal["image", "text"]
 """An embedding space of the store. Images and texts never share one (the modality gap)."""
@@ -19,6 +19,18 @@ RootKind = Literal["folder", "manifest", "rows"]
 
 Selection = Literal["image", "text", "all"]
 """What a search looks at: one modality, or all of them fused by rank."""
+
+Mode = Literal["dense", "lexical", "hybrid"]
+"""How a search finds: by embedding, by the words of captions, texts, names and tags, or by both, fused by rank."""
+
+FusionMethod = Literal["early", "late", "both"]
+"""How clauses become one ranking: one composed vector, a list for each clause fused by rank, or all of these lists."""
+
+GroupBy = Literal["file", "folder"]
+"""What a grouped answer shows the best item of."""
+
+SortBy = Literal["relevance", "date"]
+"""The order of the hits of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +140,8 @@ class Hit:
     Attributes:
         rank: 1 for the best.
         score: higher is better; comparable inside one answer only (cosine, or RRF for `all`).
-        relevance: calibrated probability of relevance; None until an index is calibrated.
+        relevance: 0..1, how far the item stands out from what the whole index scores for this query; comparable
+            between queries, languages and models. None where there is too little to compare with.
         path: absolute and openable, None where the item is no file of this machine. For a caption out of a
             manifest it is the path of its picture.
         uri: relative to its root, percent-encoded.
@@ -137,6 +150,9 @@ class Hit:
         item_id: never re-used within an index.
         width, height: pixels as shown; taken: ISO 8601 capture time; None where unknown.
         id: the id that a manifest or a program gave to the item; None for files of folders.
+        tags: of the picture, sorted.
+        others: further items of the same file or folder that were found, where hits are grouped.
+        duplicates: near-duplicates of this hit that were found and left out for it, best first.
     """
 
     rank: int
@@ -152,6 +168,97 @@ class Hit:
     height: int | None = None
     taken: str | None = None
     id: str | None = None
+    tags: tuple[str, ...] = ()
+    others: int = 0
+    duplicates: tuple[Hit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClauseScore:
+    """What one clause of a query says of one hit.
+
+    Attributes:
+        clause: as it is written in the query, its weight included.
+        weight: signed.
+        score: cosine of the clause and the item; None where the clause has words only and no embedding.
+        contribution: the part of the hit's dense score that comes from this clause.
+    """
+
+    clause: str
+    weight: float
+    score: float | None
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class HitExplanation:
+    """Why a hit is where it is.
+
+    Attributes:
+        item_id: of the hit.
+        clauses: in the order of the query.
+        ranks: the rank of the item in each list that was fused, by the name of the list; absent where it is not in.
+        words: the words of the query that its text, name or tags have.
+    """
+
+    item_id: int
+    clauses: tuple[ClauseScore, ...]
+    ranks: Mapping[str, int]
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How an answer was found.
+
+    Attributes:
+        query: the query as it was understood.
+        mode, fusion: as asked for, or by default.
+        where: the filter as it was understood; None without one.
+        selectivity: share of the items looked at that the filter lets through, counted or estimated; None without.
+        plan: how the filter was applied: `ids first`, `candidates`, or `scan`.
+        background: mean and standard deviation of the dense scores of the index, by modality.
+        milliseconds: wall-clock time by stage.
+        hits: one for each hit, in order.
+    """
+
+    query: str
+    mode: Mode
+    fusion: FusionMethod
+    where: str | None = None
+    selectivity: float | None = None
+    plan: str | None = None
+    background: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    hits: tuple[HitExplanation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Sequence[Hit]):
+    """The hits of a search, best first, and what is to be said of them. It is used like a list of hits.
+
+    Attributes:
+        hits: at most k.
+        matched: False where even the best hit is within what the index scores for anything: nothing here matches.
+            None where that cannot be told.
+        notices: what the person who asked should know, a line each.
+        explanation: how the hits were found.
+    """
+
+    hits: tuple[Hit, ...]
+    matched: bool | None = None
+    notices: tuple[str, ...] = ()
+    explanation: Explanation | None = None
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    @overload
+    def __getitem__(self, at: int) -> Hit: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, at: int | slice) -> Hit | Sequence[Hit]:
+        return self.hits[at]
 
 
 @dataclass(frozen=True, slots=True)
