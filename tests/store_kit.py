@@ -297,7 +297,7 @@ def prepare(path: Path) -> LocalStore:
 
 
 def enrich(store: LocalStore) -> None:
-    """Adds to what `prepare` made all that came with format 2."""
+    """Adds to what `prepare` made all that came with formats 2 and 3."""
     photos = store.path.parent
     captions = Root(photos / "captions.csv", 1, kind="manifest", columns='{"text": "caption"}')
     with store.writer() as writer:
@@ -309,6 +309,7 @@ def enrich(store: LocalStore) -> None:
         writer.scanned(Root(photos, 1))
         writer.mounted(Root(photos, 1), ["usb"])
         writer.commit()
+        writer.tag({1: {"letter": 0.75}})
         writer.take_out(str(photos), "private")
         model_id = writer.stage(**OTHER)
         row = other_vector(key("a"))[None]
@@ -333,11 +334,12 @@ def run_scenario(scenario: str, path: Path, steps: Callable[[str], None]) -> Non
     elif scenario == "migrate":
         from mmsearch.retrieval.store import migrations
 
-        layout.FORMAT_VERSION = 4
+        now = layout.FORMAT_VERSION
+        layout.FORMAT_VERSION = now + 2
         migrations.MIGRATIONS = {
             **migrations.MIGRATIONS,
-            3: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN three TEXT") and None,
-            4: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN four TEXT") and None,
+            now + 1: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN one TEXT") and None,
+            now + 2: lambda connection: connection.exec_driver_sql("ALTER TABLE items ADD COLUMN two TEXT") and None,
         }
         LocalStore.open(path, steps=steps)
     elif scenario == "reindex":

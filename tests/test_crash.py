@@ -160,7 +160,8 @@ def test_killed_while_it_is_migrated(run: Run, tmp_path: Path) -> None:
     before = content_of(original)
     code, steps = run("migrate", copy(original.path, tmp_path / "whole").path, -1)
     assert code == 0
-    assert steps == ["migrate:3", "migrate:3:commit", "migrate:4", "migrate:4:commit"]
+    one, two = layout.FORMAT_VERSION + 1, layout.FORMAT_VERSION + 2
+    assert steps == [f"migrate:{one}", f"migrate:{one}:commit", f"migrate:{two}", f"migrate:{two}:commit"]
     for fatal in range(len(steps)):
         store = copy(original.path, tmp_path / f"killed-{fatal}")
         assert run("migrate", store.path, fatal) == (-signal.SIGKILL, steps[: fatal + 1])
@@ -168,13 +169,14 @@ def test_killed_while_it_is_migrated(run: Run, tmp_path: Path) -> None:
         assert run("migrate", store.path, -1) == (0, left)
         assert run("migrate", store.path, -1) == (0, [])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(layout, "FORMAT_VERSION", 4)
+            patch.setattr(layout, "FORMAT_VERSION", two)
             assert content_of(store) == before
 
 
 def test_killed_while_a_kept_index_is_migrated(run: Run, tmp_path: Path) -> None:
     sample = Path(__file__).parent / "samples" / "format-1"
-    steps = ["migrate:2", "migrate:2:commit"]
+    formats = range(2, layout.FORMAT_VERSION + 1)
+    steps = [step for number in formats for step in (f"migrate:{number}", f"migrate:{number}:commit")]
     shutil.copytree(sample, tmp_path / "whole")
     after = content_of(LocalStore.open(tmp_path / "whole"))
     for fatal in range(len(steps)):

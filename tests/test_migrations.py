@@ -59,6 +59,7 @@ CONTENT[2] = {
     ],
     "id=seven": [(None, "text", vector(key("seven")).tolist())],
 }
+CONTENT[3] = CONTENT[2]
 """What the samples hold; see `prepare` and `enrich`."""
 
 
@@ -99,6 +100,10 @@ def test_a_kept_index_opens(tmp_path: Path, number: int) -> None:
         assert record.path == str(photos / "c.jpg")  # the root moved along with the index inside it
         info = snapshot.info()
     assert (info.images, info.texts, info.segments) == ((3, 2, 3) if number == 1 else (4, 4, 5))
+    found = sql(store, "SELECT rowid FROM words WHERE words MATCH 'two OR again' ORDER BY rowid")
+    texts = sql(store, "SELECT item_id FROM items JOIN assets USING (asset_id) WHERE text = 'two' OR uri = 'a-again.jpg'")
+    assert found == texts and len(found) == 2
+    assert sql(store, "SELECT tag, relevance FROM tags") == ([("letter", 0.75)] if number == 3 else [])
     with store.writer() as writer:
         writer.remove(str(photos), ["a.jpg"])
         writer.commit()

@@ -27,9 +27,12 @@ from mmsearch.retrieval.store.schema import (
     ROOTS,
     SALVAGED,
     SEGMENTS,
+    TAGS,
     TOMBSTONES,
     connect,
+    raw,
 )
+from mmsearch.retrieval.store.words import update_words
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Stamp
 from mmsearch.retrieval.uris import absolute_path
 
@@ -58,8 +61,10 @@ def _storable(text: str | None) -> str | None:
 _PARAM = sa.bindparam
 _FIND_ASSET = sa.select(ASSETS.c.asset_id).where(ASSETS.c.root_id == _PARAM("root_id"), ASSETS.c.uri == _PARAM("uri"))
 _INSERT_ASSET = sa.insert(ASSETS)
-_ASSET_ITEMS = sa.select(ITEMS.c.modality, ITEMS.c.embedding_id).where(ITEMS.c.asset_id == _PARAM("asset"))
+_ITEM_COLUMNS = (ITEMS.c.item_id, ITEMS.c.modality, ITEMS.c.embedding_id)
+_ASSET_ITEMS = sa.select(*_ITEM_COLUMNS).where(ITEMS.c.asset_id == _PARAM("asset"))
 _DELETE_ITEMS = sa.delete(ITEMS).where(ITEMS.c.asset_id == _PARAM("asset"))
+_DELETE_TAGS = sa.delete(TAGS).where(TAGS.c.asset_id == _PARAM("asset"))
 _DELETE_ASSET = sa.delete(ASSETS).where(ASSETS.c.asset_id == _PARAM("asset"))
 _OWNED = ASSETS.alias()
 _UNNAMED = sa.select(ASSETS.c.asset_id).where(
@@ -83,6 +88,8 @@ class Catalog:
         self.item_counts: dict[str, int] = defaultdict(int)  # changes of this transaction, by modality
         self._known: dict[tuple[int, str], dict[bytes, int]] = {}  # embeddings that this transaction has met
         self.touched: set[int] = set()  # embeddings that won or lost items in this transaction
+        self.reworded: set[int] = set()  # assets whose items have other words than before
+        self.gone: set[int] = set()  # items that were deleted
         self._model_id: int | None = None
         self._salvaging: bool | None = None  # whether anything is salvaged; both read when first needed
 
@@ -111,6 +118,8 @@ class Catalog:
     def _forget(self) -> None:
         self.item_counts.clear()
         self.touched.clear()
+        self.reworded.clear()
+        self.gone.clear()
         self._known.clear()
         self._model_id = self._salvaging = None
 
@@ -306,7 +315,9 @@ class Catalog:
             "owner_uri": ref.owner,
             **{key: _storable(value) if isinstance(value, str) else value for key, value in values.items()},
         }
-        if asset_id is None:
+        if asset_id is not None:
+            self.reworded.add(asset_id)
+        else:
             return inserted_id(self.connection.execute(_INSERT_ASSET, {**row, "listed": ref.listed}))
         if not ref.listed:  # once named by the user, it is more than a line of a manifest
             row["listed"] = False
@@ -375,13 +386,15 @@ class Catalog:
         return list(self.connection.execute(_UNNAMED).scalars())
 
     def delete_items(self, asset_id: int) -> int:
-        """Deletes the items of an asset; returns how many it had."""
+        """Deletes the items of an asset and what a model has said of them; returns how many it had."""
         lost = self.connection.execute(_ASSET_ITEMS, {"asset": asset_id}).all()
-        for modality, embedding_id in lost:
+        for item_id, modality, embedding_id in lost:
+            self.gone.add(item_id)
             self.item_counts[modality] -= 1
             self.touched.add(embedding_id)
         if lost:
             self.connection.execute(_DELETE_ITEMS, {"asset": asset_id})
+        self.connection.execute(_DELETE_TAGS, {"asset": asset_id})
         return len(lost)
 
     def delete_asset(self, asset_id: int) -> None:
@@ -396,6 +409,7 @@ class Catalog:
         for asset_id, item, embedding_id in zip(asset_ids, items, embedding_ids, strict=True):
             self.item_counts[item.modality] += 1
             self.touched.add(embedding_id)
+            self.reworded.add(asset_id)
             rows.append(
                 {
                     "item_id": salvaged.pop(embedding_id, None),  # None: a new one
@@ -408,6 +422,29 @@ class Catalog:
             )
         if rows:
             self.connection.execute(sa.insert(ITEMS), rows)
+
+    def update_words(self) -> None:
+        """Makes the words right of every item that this transaction has added, deleted or moved."""
+        update_words(raw(self.connection), self.reworded, self.gone)
+
+    def set_tags(self, tags: Mapping[int, Mapping[str, float]]) -> int:
+        """Sets the tags of assets, with the relevance of each, in place of those before; returns how many changed."""
+        changed = 0
+        for some in _chunks(tags):
+            query = sa.select(TAGS.c.asset_id, TAGS.c.tag, TAGS.c.relevance).where(TAGS.c.asset_id.in_(some))
+            there: dict[int, dict[str, float]] = {}
+            for asset_id, tag, relevance in self.connection.execute(query):
+                there.setdefault(asset_id, {})[tag] = relevance
+            for asset_id in some:
+                if there.get(asset_id, {}) == tags[asset_id]:
+                    continue
+                changed += 1
+                self.connection.execute(_DELETE_TAGS, {"asset": asset_id})
+                rows = [{"asset_id": asset_id, "tag": tag, "relevance": value} for tag, value in tags[asset_id].items()]
+                if rows:
+                    self.connection.execute(sa.insert(TAGS), rows)
+                self.reworded.add(asset_id)
+        return changed
 
     # What a lost catalog left behind
 

@@ -186,7 +186,7 @@ def _schema_faults(found: Findings, connection: sqlite3.Connection) -> list[str]
     if not layout.is_index(found.path) or found.format < 1:
         return ["no catalog of mmsearch"]
     query = "SELECT sql FROM sqlite_master WHERE sql NOT NULL AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-    there = {compact(sql) for (sql,) in connection.execute(query)}
+    there = {compact(sql) for (sql,) in connection.execute(f"{query} AND name NOT LIKE 'words\\_%' ESCAPE '\\'")}
     return [] if there == statements() else ["other tables than an index has"]
 
 
@@ -355,6 +355,9 @@ def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
     wrong = len(set(connection.execute(DEAD)) ^ set(connection.execute(_TOMBSTONES)))
     if wrong:
         found.add("tombstones", layout.CATALOG, f"{counted(wrong, 'tombstone')} missing or too many")
+    wordless = len(set(connection.execute("SELECT item_id FROM items")) ^ set(connection.execute(_WORDED)))
+    if wordless:
+        found.add("words", layout.CATALOG, f"the words of {counted(wordless, 'item')} are missing or too many")
     empty = _one(connection, f"SELECT COUNT(*) FROM assets WHERE {EMPTY}")
     if empty:
         uris = [uri for (uri,) in connection.execute(f"SELECT uri FROM assets WHERE {EMPTY} LIMIT 3")]
@@ -363,6 +366,7 @@ def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
 
 
 _TOMBSTONES = "SELECT embedding_id, segment_id FROM tombstones"
+_WORDED = "SELECT id FROM words_docsize"
 
 
 def _tell_what_waits(found: Findings, connection: sqlite3.Connection) -> None:

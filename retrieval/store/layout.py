@@ -20,7 +20,7 @@ from pathlib import Path
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexUnusable, UnsafeFilesystem
 from mmsearch.retrieval.types import Root
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Number of the newest index format that this code writes; SQLite's `user_version` of the catalog."""
 
 APPLICATION_ID = 0x6D6D7331

@@ -18,8 +18,10 @@ import sqlalchemy as sa
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew
 from mmsearch.retrieval.store import layout
-from mmsearch.retrieval.store.schema import connect
+from mmsearch.retrieval.store.schema import connect, raw
+from mmsearch.retrieval.store.words import refill_words
 
+_WORDS_SINCE = 3
 Step = Callable[[sa.Connection], None]
 
 
@@ -101,7 +103,20 @@ def _to_2(connection: sa.Connection) -> None:
     )
 
 
-MIGRATIONS: Mapping[int, Step] = {2: _to_2}
+def _to_3(connection: sa.Connection) -> None:
+    """Tags; words to search for; indexes for filters."""
+    for statement in (
+        "CREATE TABLE tags (asset_id INTEGER NOT NULL, tag TEXT NOT NULL, relevance FLOAT, PRIMARY KEY (asset_id, tag),"
+        " FOREIGN KEY(asset_id) REFERENCES assets (asset_id))",
+        "CREATE INDEX ix_tags_tag ON tags (tag)",
+        "CREATE INDEX ix_assets_taken ON assets (taken) WHERE taken IS NOT NULL",
+        "CREATE INDEX ix_assets_latitude ON assets (latitude) WHERE latitude IS NOT NULL",
+        'CREATE VIRTUAL TABLE words USING fts5(text, name, tags, tokenize = "unicode61 remove_diacritics 2")',
+    ):
+        connection.exec_driver_sql(statement)
+
+
+MIGRATIONS: Mapping[int, Step] = {2: _to_2, 3: _to_3}
 """Format number to the step that leads to it. Format 1 is the first; nothing leads there."""
 
 
@@ -123,6 +138,8 @@ def migrate(index: Path, steps: Callable[[str], None] = lambda name: None) -> in
                     raise IndexCorrupt(f"{index} has format {found}, which no mmsearch has written")
                 steps(f"migrate:{number}")
                 MIGRATIONS[number](connection)
+                if number == layout.FORMAT_VERSION and found < _WORDS_SINCE:  # made of the tables as they are now
+                    refill_words(raw(connection))
                 connection.exec_driver_sql(f"PRAGMA user_version={number}")
                 steps(f"migrate:{number}:commit")
                 connection.commit()

@@ -71,6 +71,7 @@ class Models:
         if ids:
             self._connection.execute(_DELETE_ITEM, [{"item": item} for item in ids])
             self._catalog.item_counts[modality] -= len(ids)
+            self._catalog.gone.update(ids)
 
     def _texts(self) -> Iterator[Sequence[sa.RowMapping]]:
         """Every text item, in pages: their texts may not fit in memory. Those added on the way are left out."""
@@ -105,6 +106,7 @@ class Models:
         ).all()
         for item_id, asset_id, modality in lost:
             self._catalog.item_counts[modality] -= 1
+            self._catalog.gone.add(item_id)
             self._connection.execute(sa.delete(ITEMS).where(ITEMS.c.item_id == item_id))
             self._connection.execute(
                 sa.update(ASSETS).where(ASSETS.c.asset_id == asset_id), {"size": -1, "content_hash": None}

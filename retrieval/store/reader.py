@@ -22,7 +22,7 @@ from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew, 
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.records import Candidate, Model
 from mmsearch.retrieval.store.records import ItemRecord as ItemRecord
-from mmsearch.retrieval.store.segments import Segment, search_rows
+from mmsearch.retrieval.store.segments import Segment, search_rows, search_some
 from mmsearch.retrieval.types import Failure, IndexInfo, Modality, RootInfo, RootKind
 from mmsearch.retrieval.uris import absolute_path, path_to_uri
 
@@ -287,9 +287,13 @@ class Snapshot:
             self._dead.clear()
 
     def _rows(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self.select(SQL[name], parameters)
+
+    def select(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a statement that reads this generation of the catalog."""
         with self._lock:
             try:
-                return self._connection.execute(SQL[name], parameters).fetchall()
+                return self._connection.execute(statement, parameters).fetchall()
             except sqlite3.ProgrammingError:
                 raise  # a closed snapshot is the caller's mistake
             except sqlite3.Error as error:
@@ -331,7 +335,18 @@ class Snapshot:
             raise ValueError(f"queries must have shape (q, {self.dim}), not {queries.shape}")
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite numbers")
-        found = search_rows(self._segments.get(space, []), self._dead.get(space, []), queries, k)
+        return self._candidates(search_rows(self._segments.get(space, []), self._dead.get(space, []), queries, k), k)
+
+    def search_embeddings(
+        self, space: Modality, query: NDArray[np.float32], ids: NDArray[np.int64], k: int
+    ) -> list[Candidate]:
+        """Like `search` for one query (dim,), among the items of these embeddings only."""
+        found = search_some(self._segments.get(space, []), ids, np.ascontiguousarray(query, np.float32), k)
+        return self._candidates([found], k)[0]
+
+    def _candidates(
+        self, found: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]], k: int
+    ) -> list[list[Candidate]]:
         items = self._items_of(ids for ids, _ in found)
         answers = []
         for ids, scores in found:
@@ -350,6 +365,24 @@ class Snapshot:
         for embedding_id, item_id in self._rows("items_of_embeddings", json.dumps(ids)):
             items[embedding_id].append(item_id)
         return items
+
+    def sample(self, space: Modality, size: int) -> NDArray[np.float32]:
+        """About `size` vectors of a modality (half as many at least, where there are as many), float32 (n, dim).
+
+        Always the same of the same embeddings, in whatever segments they lie: evenly spaced by id.
+        """
+        segments, dead = self._segments.get(space, []), self._dead.get(space, [])
+        first = min((int(segment.ids[0]) for segment in segments if segment.count), default=0)
+        last = max((int(segment.ids[-1]) for segment in segments if segment.count), default=-1)
+        step = max(1, (last - first + 1) // size)
+        while True:
+            ids = np.arange(first, last + 1, step)
+            chosen = [np.setdiff1d(one.positions(ids), [-1, *gone]) for one, gone in zip(segments, dead, strict=True)]
+            if step == 1 or sum(map(len, chosen)) >= size // 2:
+                break
+            step = max(1, step // 2)
+        rows = [one.rows[at].astype(np.float32) for one, at in zip(segments, chosen, strict=True)]
+        return np.concatenate([np.empty((0, self.dim), np.float32), *rows])
 
     def item_ids(self, space: Modality) -> NDArray[np.int64]:
         """All item ids of a modality, ascending."""

@@ -46,11 +46,41 @@ class AssetRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """A filter as SQL over `items JOIN assets`; values are bound to its `?`.
+
+    Attributes:
+        sql: an expression.
+        parameters: what is bound, in order.
+        fields: names of the fields that it asks for.
+    """
+
+    sql: str
+    parameters: tuple[object, ...] = ()
+    fields: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """An item found by a search, before anything is known of it but its score (an inner product)."""
 
     item_id: int
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The candidates that a filter lets through, and how they were found.
+
+    Attributes:
+        candidates: at most k, best first.
+        plan: `ids first`, `candidates` or `scan`.
+        selectivity: share of the items that pass: of all where that was counted, else of those looked at.
+    """
+
+    candidates: list[Candidate]
+    plan: str
+    selectivity: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.checks import DEAD, EMPTY
 from mmsearch.retrieval.store.findings import Findings
+from mmsearch.retrieval.store.words import refill_words
 
 Steps = Callable[[str], None]
 
@@ -81,7 +82,7 @@ def _drop_segment(connection: sqlite3.Connection, segment_id: int) -> None:
 
 
 def settle(connection: sqlite3.Connection, generation: int) -> None:
-    """Makes right what follows from the rest of the catalog: tombstones, counts, files whose items are gone."""
+    """Makes right what follows from the rest of the catalog: tombstones, counts, words, files without items."""
     connection.execute(f"{UNREAD} {EMPTY}")
     connection.execute("DELETE FROM tombstones")
     query = f"SELECT embedding_id, segment_id, ? FROM ({DEAD})"
@@ -91,6 +92,7 @@ def settle(connection: sqlite3.Connection, generation: int) -> None:
         count = connection.execute("SELECT COUNT(*) FROM items WHERE modality = ?", (modality,)).fetchone()[0]
         meta[f"items.{modality}"] = str(count)
     connection.executemany("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", meta.items())
+    refill_words(connection)
 
 
 # Setting aside

@@ -260,9 +260,10 @@ class Salvage:
         _insert(connection, "roots", remains.rows("roots"))
         if not remains.whole["roots"]:
             self._add_roots(connection, remains, parts)
-        for table in ("assets", "items", "removed"):
+        for table in ("assets", "items", "removed", "tags"):
             _insert(connection, table, remains.rows(table))
         connection.execute("DELETE FROM assets WHERE root_id NOT IN (SELECT root_id FROM roots)")
+        connection.execute("DELETE FROM tags WHERE asset_id NOT IN (SELECT asset_id FROM assets)")
         connection.execute("DELETE FROM removed WHERE root_id NOT IN (SELECT root_id FROM roots)")
         for part in parts:
             row = part.row or {"precision": "unknown", "device": "unknown", "backend": "unknown", "generation": 0}

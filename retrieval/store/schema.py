@@ -86,6 +86,17 @@ ASSETS = _table(
 # each new row, which is most of what a commit writes.
 sa.Index("ix_assets_hash", ASSETS.c.content_hash, sqlite_where=sa.text("modality != 'image'"))
 sa.Index("ix_assets_owner", ASSETS.c.owner_root_id, ASSETS.c.owner_uri, sqlite_where=ASSETS.c.owner_uri.is_not(None))
+# What filters ask for and few rows answer. Any comparison with the column lets SQLite use a partial index.
+sa.Index("ix_assets_taken", ASSETS.c.taken, sqlite_where=ASSETS.c.taken.is_not(None))
+sa.Index("ix_assets_latitude", ASSETS.c.latitude, sqlite_where=ASSETS.c.latitude.is_not(None))
+TAGS = sa.Table(  # what `mmsearch tag` has found in pictures
+    "tags",
+    METADATA,
+    sa.Column("asset_id", sa.Integer, sa.ForeignKey("assets.asset_id"), primary_key=True),
+    sa.Column("tag", sa.Text, primary_key=True),
+    sa.Column("relevance", sa.Float),
+)
+sa.Index("ix_tags_tag", TAGS.c.tag)
 REMOVED = sa.Table(  # files and folders that the user took out: later scans of their root pass over them
     "removed",
     METADATA,
@@ -144,6 +155,10 @@ SALVAGED = sa.Table(  # embeddings out of a lost catalog, and the item that each
 )
 
 
+WORDS = 'CREATE VIRTUAL TABLE words USING fts5(text, name, tags, tokenize = "unicode61 remove_diacritics 2")'
+"""What lexical search looks in, a row for each item under its id; `store.words` fills it."""
+
+
 def connect(catalog: Path, *, foreign_keys: bool = True, page_size: int | None = None) -> sa.Engine:
     """An engine for one writer: every commit on the medium before it returns, explicit transactions.
 
@@ -175,7 +190,7 @@ def statements() -> set[str]:
     tables = METADATA.sorted_tables
     made: list[sa.schema.ExecutableDDLElement] = [sa.schema.CreateTable(table) for table in tables]
     made += [sa.schema.CreateIndex(index) for table in tables for index in table.indexes]
-    return {compact(str(statement.compile(dialect=sqlite.dialect()))) for statement in made}
+    return {compact(WORDS), *(compact(str(statement.compile(dialect=sqlite.dialect()))) for statement in made)}
 
 
 def compact(sql: str) -> str:
@@ -192,6 +207,7 @@ def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
     try:
         with engine.begin() as connection:
             METADATA.create_all(connection, checkfirst=False)
+            connection.exec_driver_sql(WORDS)
             values = {**meta, "model_id": str(model.model_id)}
             connection.execute(sa.insert(META), [{"key": key, "value": value} for key, value in values.items()])
             connection.execute(sa.insert(MODELS), model._asdict())
@@ -200,6 +216,13 @@ def create_catalog(path: Path, model: Model, meta: Mapping[str, str]) -> None:
         _run_raw(engine, "PRAGMA journal_mode=WAL")
     finally:
         engine.dispose()
+
+
+def raw(connection: sa.Connection) -> sqlite3.Connection:
+    """The connection of the standard library beneath, in the same transaction."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
 
 
 def _run_raw(engine: sa.Engine, statement: str) -> None:

@@ -377,6 +377,22 @@ def search_rows(
     return found
 
 
+def search_some(
+    segments: Sequence[Segment], ids: NDArray[np.int64], query: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Like `search_rows` for one query, over the rows of these embedding ids only."""
+    longest = max((segment.max_norm for segment in segments), default=0.0)
+    best = _Best(k, 2.2 * len(query) * 2.0**-24 * longest * float(np.linalg.norm(query)))
+    for number, segment in enumerate(segments):
+        at = segment.positions(ids)
+        at = at[at >= 0]
+        at.sort()
+        for start in range(0, len(at), _BLOCK_ROWS):
+            some = at[start : start + _BLOCK_ROWS]
+            best.offer(segment.rows[some].astype(np.float32, copy=False) @ query, number << _POSITION_BITS, some)
+    return _exact(segments, query, best.codes, k)
+
+
 def _scan(
     segment: Segment,
     first_code: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -341,6 +341,17 @@ class Writer(Session):
                 self._changed()
         return forgotten
 
+    def tag(self, tags: Mapping[int, Mapping[str, float]]) -> int:
+        """Sets the tags of assets, by their ids, in place of those before; returns how many assets that changed.
+
+        Each tag comes with its relevance. Tags go with the content that they were found in.
+        """
+        with self._guard():
+            changed = self._catalog.set_tags(tags)
+            if changed:
+                self._changed()
+        return changed
+
     # Another model
 
     def models(self) -> dict[int, Model]:
@@ -392,6 +403,7 @@ class Writer(Session):
             self._steps("switch:catalog")
             self._models.replace_texts(recut, model_id)
             lost = self._models.repoint_items(model_id)
+            self._catalog.update_words()
             self._models.switch(model_id, generation)
             self._publish_counts(self._catalog.meta(), generation)
             self._steps("switch:commit")
@@ -434,6 +446,7 @@ class Writer(Session):
             self._segments.write(self._vectors, generation)
             self._steps("commit:catalog")
             self._catalog.update_tombstones(generation)
+            self._catalog.update_words()
             self._publish_counts(meta, generation)
         self._steps("commit:commit")
         self._catalog.commit()
