@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmsearch.indexers.ingest import Progress
     from mmsearch.indexers.rows import Item
     from mmsearch.retrieval.errors import (
+        FilterSyntaxError,
         IndexCorrupt,
         IndexLocked,
         IndexNotFound,
@@ -31,11 +32,25 @@ if TYPE_CHECKING:
         ModelMismatch,
         ModelUnavailable,
         PathNotFound,
+        QuerySyntaxError,
         UnsafeFilesystem,
         UsageError,
     )
+    from mmsearch.retrieval.query import ImageClause, ItemClause, Query, TextClause
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, ReindexReport, Report, RootInfo
+    from mmsearch.retrieval.types import (
+        Answer,
+        ClauseScore,
+        Explanation,
+        Failure,
+        Hit,
+        HitExplanation,
+        IndexInfo,
+        ItemInfo,
+        ReindexReport,
+        Report,
+        RootInfo,
+    )
 
 __version__ = "0.1.0"
 
@@ -44,6 +59,7 @@ _HOMES = {
     "mmsearch.indexers.ingest": ("Progress",),
     "mmsearch.indexers.rows": ("Item",),
     "mmsearch.retrieval.errors": (
+        "FilterSyntaxError",
         "IndexCorrupt",
         "IndexLocked",
         "IndexNotFound",
@@ -55,18 +71,38 @@ _HOMES = {
         "ModelMismatch",
         "ModelUnavailable",
         "PathNotFound",
+        "QuerySyntaxError",
         "UnsafeFilesystem",
         "UsageError",
     ),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
-    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "ItemInfo", "ReindexReport", "Report", "RootInfo"),
+    "mmsearch.retrieval.query": ("ImageClause", "ItemClause", "Query", "TextClause"),
+    "mmsearch.retrieval.types": (
+        "Answer",
+        "ClauseScore",
+        "Explanation",
+        "Failure",
+        "Hit",
+        "HitExplanation",
+        "IndexInfo",
+        "ItemInfo",
+        "ReindexReport",
+        "Report",
+        "RootInfo",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Answer",
+    "ClauseScore",
     "Diagnosis",
+    "Explanation",
     "Failure",
+    "FilterSyntaxError",
     "Hit",
+    "HitExplanation",
+    "ImageClause",
     "Index",
     "IndexCorrupt",
     "IndexInfo",
@@ -75,6 +111,7 @@ __all__ = [
     "IndexTooNew",
     "IndexUnusable",
     "Item",
+    "ItemClause",
     "ItemInfo",
     "MMSearchError",
     "MediaError",
@@ -84,9 +121,12 @@ __all__ = [
     "PathNotFound",
     "Problem",
     "Progress",
+    "Query",
+    "QuerySyntaxError",
     "ReindexReport",
     "Report",
     "RootInfo",
+    "TextClause",
     "UnsafeFilesystem",
     "UsageError",
     "__version__",

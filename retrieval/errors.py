@@ -2,7 +2,9 @@
 
     MMSearchError
     ├── UsageError                  the call cannot be meant (k < 1, an empty query); CLI exit code 2
-    │   └── PathNotFound            a path that does not exist
+    │   ├── PathNotFound            a path that does not exist
+    │   └── QuerySyntaxError        a query that cannot be read, with the place
+    │       └── FilterSyntaxError   the same of a filter
     ├── IndexNotFound               there is no index there yet; CLI exit code 3
     ├── IndexUnusable               an index is there and cannot be used
     │   ├── IndexTooNew             written by a newer mmsearch
@@ -30,6 +32,24 @@ class UsageError(MMSearchError):
 
 class PathNotFound(UsageError):
     """A path given by the user does not exist."""
+
+
+class QuerySyntaxError(UsageError):
+    """A query cannot be read. The message shows the place and an example.
+
+    Attributes:
+        problem: what is wrong, in one line.
+        position: of the character in the source where it is.
+    """
+
+    def __init__(self, problem: str, source: str, position: int, example: str) -> None:
+        super().__init__(f"{problem}\n{_marked(source, position)}\nfor example: {example}")
+        self.problem = problem
+        self.position = position
+
+
+class FilterSyntaxError(QuerySyntaxError):
+    """A filter cannot be read."""
 
 
 class IndexNotFound(MMSearchError):
@@ -70,3 +90,14 @@ class MissingExtra(MMSearchError):
 
 class MediaError(MMSearchError):
     """One file cannot be read as what its name says."""
+
+
+def _marked(source: str, position: int) -> str:
+    """The part of a source around a position, and a line with a caret under it."""
+    from unicodedata import combining, east_asian_width
+
+    start = max(0, position - 50)
+    shown = "".join(char if char.isprintable() else " " for char in source[start : position + 25])
+    before = shown[: position - start]
+    width = sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in before)
+    return f"  {shown}\n  {' ' * width}^"

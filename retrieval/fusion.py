@@ -8,21 +8,27 @@ RRF_CONSTANT = 60
 """The constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009)."""
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[int]], *, k: int | None = None) -> list[tuple[int, float]]:
+def reciprocal_rank_fusion(
+    rankings: Sequence[Sequence[int]], *, weights: Sequence[float] | None = None, k: int | None = None
+) -> list[tuple[int, float]]:
     """Fuses rankings of item ids, best first.
 
-    An item scores the sum of `1 / (60 + rank)` over the rankings that hold it, ranks counted from 1. A ranking
-    that names an item twice counts its better rank only.
+    An item scores the sum of `weight / (60 + rank)` over the rankings that hold it, ranks counted from 1. A ranking
+    that names an item twice counts its better rank only. A ranking of negative weight only takes from what others
+    hold.
 
     Args:
         rankings: item ids, best first.
+        weights: of the rankings; all 1 by default.
         k: how many to return; all by default.
 
     Returns:
         (item id, score) by falling score; equal scores by the smaller id.
     """
     scores: dict[int, float] = {}
-    for ranking in rankings:
+    weighted = list(zip(rankings, weights or [1.0] * len(rankings), strict=True))
+    for ranking, weight in sorted(weighted, key=lambda pair: pair[1] < 0):
         for rank, item_id in enumerate(dict.fromkeys(ranking), start=1):
-            scores[item_id] = scores.get(item_id, 0.0) + 1.0 / (RRF_CONSTANT + rank)
+            if weight > 0 or item_id in scores:
+                scores[item_id] = scores.get(item_id, 0.0) + weight / (RRF_CONSTANT + rank)
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]

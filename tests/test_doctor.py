@@ -345,7 +345,7 @@ def test_vectors_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_file_without_items_is_read_again(store: LocalStore) -> None:
     sql(store.path, "DELETE FROM items WHERE asset_id = (SELECT asset_id FROM assets WHERE uri = 'c.jpg')")
     diagnosis = looked_at(store.path)
-    assert sorted(kinds(diagnosis)) == ["asset-empty", "count", "tombstones"]
+    assert sorted(kinds(diagnosis)) == ["asset-empty", "count", "tombstones", "words"]
     repair(store.path)
     assert looked_at(store.path).problems == ()
     assert rows(store.path, "SELECT uri FROM assets WHERE size = -1") == [("c.jpg",)]

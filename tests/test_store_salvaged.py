@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> LocalStore:
         "INSERT INTO salvaged SELECT embedding_id, COALESCE(MIN(item_id), 0) FROM embeddings"
         " LEFT JOIN items USING (embedding_id) GROUP BY embedding_id",
     )
-    for table in ("items", "assets", "tombstones"):
+    for table in ("items", "assets", "tombstones", "words"):
         sql(store, f"DELETE FROM {table}")
     sql(store, "DELETE FROM meta WHERE key LIKE 'items.%'")
     assert flaws(store) == []
