@@ -19,7 +19,20 @@ from mmsearch.additions import batches, joined, sorted_out
 from mmsearch.encoders import VECTORS, Encoders
 from mmsearch.lease import Lease
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
-from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Modality, ReindexReport, Report, Selection
+from mmsearch.retrieval.types import (
+    Answer,
+    Failure,
+    FusionMethod,
+    GroupBy,
+    IndexInfo,
+    ItemInfo,
+    Modality,
+    Mode,
+    ReindexReport,
+    Report,
+    Selection,
+    SortBy,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -31,6 +44,7 @@ if TYPE_CHECKING:
     from mmsearch.indexers.rows import BadRow, Item, Row
     from mmsearch.indexers.rowsources import RowsSource
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.query import Query
     from mmsearch.retrieval.store.doctor import Diagnosis
     from mmsearch.retrieval.store.local import LocalStore
     from mmsearch.retrieval.store.reader import Snapshot
@@ -431,26 +445,51 @@ class Index:
 
     def search(
         self,
-        query: str | None = None,
+        query: str | Query | None = None,
         *,
         image: str | os.PathLike[str] | bytes | Image.Image | None = None,
         vector: ArrayLike | None = None,
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
         k: int = 10,
+        offset: int = 0,
         modality: Selection | None = None,
+        where: str | None = None,
+        mode: Mode | None = None,
+        fusion: FusionMethod | None = None,
+        group: GroupBy | None = None,
+        dedup: bool = False,
+        diverse: float = 0.0,
+        sort: SortBy = "relevance",
+        min_relevance: float = 0.0,
         include_self: bool = False,
-    ) -> list[Hit]:
-        """The k best hits for a text, a picture or a vector; exactly one of them.
+    ) -> Answer:
+        """The k best hits for a query. What is given of `query`, `image`, `vector`, `plus`, `minus` is combined.
 
         Args:
-            query: literal text, in a language that the model reads.
+            query: in the query language: `2:golden retriever + ./pool.jpg - fruit` (docs/query.md). A text that must
+                be taken as it is: `Query.literal(text)`.
             image: path, file content or Pillow image. Items of the same content are left out of the answer.
             vector: a vector of the index's embedding space.
+            plus: further clauses, such as `2:dog`, `./pool.jpg` or `id:17`; no operators in them.
+            minus: further clauses to be pushed away.
             k: how many hits at most.
+            offset: how many of the best to pass over: pages of one query fit together.
             modality: `image`, `text` or `all` (fused by rank); by default `image` if the index has images.
-            include_self: keep items with the content of the query image.
+            where: a filter: `width >= 1000 and taken in 2024-05..2024-08` (docs/filters.md). What passes is ranked
+                as if nothing else were in the index.
+            mode: `dense` finds by meaning, `lexical` by the words of captions, texts, names and tags, `hybrid` both.
+            fusion: how clauses are combined: `early` (one vector), `late` (a ranking each), or `both`.
+            group: show the best item of each `file` or `folder` only, and count the others.
+            dedup: show the best of near-duplicates only, with the others in `Hit.duplicates`.
+            diverse: 0 to 1, how much hits should differ from those before them.
+            sort: `relevance`, or `date` for the same hits, newest first.
+            min_relevance: 0 to 1, leave out hits of less relevance.
+            include_self: keep items with the content of a query image, and the items of `id:` clauses.
 
         Raises:
             UsageError: the query cannot be meant (empty, k < 1, ...).
+            QuerySyntaxError: the query cannot be read; FilterSyntaxError: the filter cannot.
             IndexNotFound: there is no index at this path yet.
             ModelMismatch: the index was made by another model than the one named.
         """
@@ -459,9 +498,24 @@ class Index:
         with self._snapshot() as snapshot:
             self._require_model(snapshot.model)
             searcher = Searcher(snapshot, lambda: self._encoders.get(snapshot.model))
-            source = Path(image) if isinstance(image, os.PathLike) else image
             return searcher.search(
-                query, image=source, vector=vector, k=k, modality=modality, include_self=include_self
+                query,
+                image=Path(image) if isinstance(image, os.PathLike) else image,
+                vector=vector,
+                plus=plus,
+                minus=minus,
+                k=k,
+                offset=offset,
+                modality=modality,
+                where=where,
+                mode=mode,
+                fusion=fusion,
+                group=group,
+                dedup=dedup,
+                diverse=diverse,
+                sort=sort,
+                min_relevance=min_relevance,
+                include_self=include_self,
             )
 
     def info(self) -> IndexInfo:

@@ -38,10 +38,12 @@ class WordQuery:
     Attributes:
         match: an FTS5 expression.
         words: its words and phrases, each as an FTS5 expression of its own, rarest first.
+        phrases: those that an item must have.
     """
 
     match: str
     words: tuple[str, ...]
+    phrases: tuple[str, ...] = ()
 
 
 def words_of(text: str) -> str:
@@ -89,7 +91,7 @@ def word_query(
     unwanted = [part for text, quoted in excluded if (part := _all_of(text, quoted))]
     if unwanted:
         match = f"({match}) NOT ({' OR '.join(unwanted)})"
-    return WordQuery(match, tuple(rare))
+    return WordQuery(match, tuple(dict.fromkeys(rare)), tuple(phrases))
 
 
 def _within_budget(words: Sequence[str], frequency: Callable[[str, int], int], total: int) -> list[str]:

@@ -1,30 +1,44 @@
-"""From a query to hits: embed it, search the spaces asked for, fuse, and fill in what people want to see."""
+"""From a query to an answer: embed its clauses, rank, shape, and fill in what people want to see."""
 
 from __future__ import annotations
 
-import logging
-import operator
-import unicodedata
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mmsearch.retrieval.errors import MediaError, ModelMismatch, PathNotFound, UsageError
-from mmsearch.retrieval.fusion import reciprocal_rank_fusion
-from mmsearch.retrieval.types import Hit, Modality, Selection
+from mmsearch.retrieval.calibrate import MATCH
+from mmsearch.retrieval.clauses import ClauseEncoder, EmbeddedClause
+from mmsearch.retrieval.errors import UsageError
+from mmsearch.retrieval.lexicon import WordQuery, word_query
+from mmsearch.retrieval.options import SearchOptions
+from mmsearch.retrieval.query import ImageClause, Query, TextClause, format_query, parse, parse_clause
+from mmsearch.retrieval.ranking import Ranker, compose
+from mmsearch.retrieval.shaper import Shaper, Shown
+from mmsearch.retrieval.shaping import newest_first
+from mmsearch.retrieval.store.lexical import found_words, word_frequency
+from mmsearch.retrieval.types import (
+    Answer,
+    ClauseScore,
+    Explanation,
+    FusionMethod,
+    Hit,
+    HitExplanation,
+    Modality,
+    Mode,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from PIL import Image
 
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.store.reader import ItemRecord, Snapshot
-
-_log = logging.getLogger(__name__)
+    from mmsearch.retrieval.store.records import Condition
 
 _SPACES: tuple[Modality, ...] = ("image", "text")
+_DEFAULT_MODE: Mode = "dense"
+_DEFAULT_FUSION: FusionMethod = "early"
 
 
 class Searcher:
@@ -37,188 +51,245 @@ class Searcher:
 
     def __init__(self, snapshot: Snapshot, encoder: Callable[[], Encoder]) -> None:
         self._snapshot = snapshot
-        self._get_encoder = encoder
+        self._clauses = ClauseEncoder(snapshot, encoder)
 
     def search(
         self,
-        text: str | None = None,
+        query: str | Query | None = None,
         *,
         image: str | Path | bytes | Image.Image | None = None,
         vector: ArrayLike | None = None,
-        k: int = 10,
-        modality: Selection | None = None,
-        include_self: bool = False,
-    ) -> list[Hit]:
-        """The k best items for a text, or a picture, or a vector of the index's space.
-
-        A text that is longer than the model reads is cut at its end; that is logged as a warning.
-
-        Args:
-            text: literal text.
-            image: a path, the bytes of a picture file, or a Pillow image.
-            vector: `dim` numbers, not all zero; its length does not matter.
-            k: how many hits at most; fewer if the index holds fewer.
-            modality: what to find: `image`, `text`, or `all`, which fuses both by rank (a hit's score is then its
-                fusion score, not a cosine). By default `image` if the index has images, else `text`.
-            include_self: keep items whose content is that of the query picture.
-
-        Returns:
-            Hits, best first; equal scores by the smaller item id.
+        plus: Sequence[str] = (),
+        minus: Sequence[str] = (),
+        **options: Any,
+    ) -> Answer:
+        """The best items for a query; see `mmsearch.Index.search`, which has the same arguments.
 
         Raises:
-            UsageError: not exactly one of text, image and vector; an empty text; k < 1; a bad vector or modality.
-            PathNotFound: `image` is a path that does not exist.
-            MediaError: `image` is no picture.
+            UsageError: nothing to look for; a query, a filter or an option that cannot be meant.
+            PathNotFound: a picture of the query does not exist.
+            MediaError: a picture of the query cannot be read.
         """
-        if sum(query is not None for query in (text, image, vector)) != 1:
-            raise UsageError("give one of a text, an image and a vector to search with")
-        k = _checked_k(k)
-        spaces = self._spaces(modality)
-        own: Collection[int] = ()
-        if text is not None:
-            row = self._text_row(_checked_text(text))
-        elif vector is not None:
-            row = self._vector_row(vector)
-        else:
-            assert image is not None
-            row, own = self._image_row(image)
-            own = () if include_self else own
-        return self._hits(row, k, spaces, frozenset(own))
+        wanted = SearchOptions(**options)
+        return _Search(self._snapshot, self._clauses, _composed(query, image, plus, minus), vector, wanted).run()
 
-    def _hits(
-        self, row: NDArray[np.float32], k: int, spaces: tuple[Modality, ...], left_out: frozenset[int]
-    ) -> list[Hit]:
-        runs: list[list[tuple[int, float]]] = []
-        for space in spaces:
-            if not self._snapshot.counts.get(space, 0):
-                continue
-            candidates = self._snapshot.search(space, row[None, :], k + len(left_out))[0]
-            found = [(hit.item_id, hit.score) for hit in candidates if hit.item_id not in left_out]
-            runs.append(found[:k])
-        if len(spaces) > 1:
-            ranked = reciprocal_rank_fusion([[item_id for item_id, _ in run] for run in runs], k=k)
-        else:
-            ranked = runs[0] if runs else []
-        records = self._snapshot.items([item_id for item_id, _ in ranked])
-        return [_hit(rank, score, records[item_id]) for rank, (item_id, score) in enumerate(ranked, start=1)]
 
-    def _spaces(self, modality: Selection | None) -> tuple[Modality, ...]:
+def _composed(
+    query: str | Query | None,
+    image: str | Path | bytes | Image.Image | None,
+    plus: Sequence[str],
+    minus: Sequence[str],
+) -> Query | None:
+    """One query of what was given in several ways; None for nothing."""
+    clauses = list((parse(query) if isinstance(query, str) else query).clauses) if query is not None else []
+    if image is not None:
+        clauses.append(ImageClause(image))
+    clauses += [parse_clause(text) for text in plus]
+    clauses += [parse_clause(text, sign=-1.0) for text in minus]
+    return Query(tuple(clauses)) if clauses else None
+
+
+class _Search:
+    """One search, stage by stage."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        encoder: ClauseEncoder,
+        query: Query | None,
+        vector: ArrayLike | None,
+        options: SearchOptions,
+    ) -> None:
+        if query is None and vector is None:
+            raise UsageError("say what to look for: a text, an image or a vector")
+        self._snapshot = snapshot
+        self._encoder = encoder
+        self._query = query
+        self._vector = vector
+        self._options = options
+        self._mode = options.mode or _DEFAULT_MODE
+        self._fusion = options.fusion or _DEFAULT_FUSION
+        self._spaces = self._chosen_spaces()
+        self._notices: list[str] = []
+        self._milliseconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def run(self) -> Answer:
+        filter_, conditions = self._filter()
+        words = self._words()
+        clauses = self._embedded()
+        dense = [compose(self._snapshot, space, clauses) for space in self._spaces] if clauses else []
+        self._timed("compose")
+        if dense and all(one.row is None for one in dense):
+            self._notices.append("the clauses cancel each other out: there is nothing left to rank by")
+        if clauses and all(clause.weight < 0 for clause in clauses):
+            self._notices.append("only negative clauses: what is least like them comes first")
+        own = [] if self._options.include_self else [clause.own for clause in clauses]
+        ranker = Ranker(
+            snapshot=self._snapshot,
+            spaces=self._spaces,
+            clauses=clauses,
+            dense=dense,
+            fusion=self._fusion,
+            words=words,
+            where=conditions,
+            left_out=frozenset[int]().union(*own),
+            timed=self._timed,
+        )
+        shaper = Shaper(self._snapshot, dense, self._options)
+        hits = self._hits(self._shown(ranker, shaper), shaper)
+        if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
+            self._notices.append("relevance is unknown here, so nothing was left out for it")
+        explanation = Explanation(
+            query=self._written(),
+            mode=self._mode,
+            fusion=self._fusion,
+            where=filter_,
+            selectivity=ranker.selectivity,
+            plan=ranker.plan,
+            background={one.space: (one.background.mean, one.background.deviation) for one in dense},
+            hits=self._explained(hits, ranker),
+            milliseconds=self._milliseconds,
+        )
+        return Answer(hits, self._matched(hits, ranker), tuple(self._notices), explanation)
+
+    # What is looked for
+
+    def _chosen_spaces(self) -> tuple[Modality, ...]:
+        modality = self._options.modality
         if modality is None:
-            return ("image",) if self._snapshot.counts.get("image", 0) else ("text",)
-        if modality == "all":
-            return _SPACES
-        if modality not in _SPACES:
-            raise UsageError(f"modality {modality!r} is none of image, text, all")
-        return (modality,)
+            modality = "image" if self._snapshot.counts.get("image", 0) else "text"
+        chosen = _SPACES if modality == "all" else (modality,)
+        return tuple(space for space in chosen if self._snapshot.counts.get(space, 0))
 
-    def _encoder(self) -> Encoder:
-        encoder = self._get_encoder()
-        if encoder.identity != self._snapshot.identity:
-            raise ModelMismatch(
-                f"the index was made by the model {self._snapshot.model}, and what is loaded now as "
-                f"{encoder.name} is another one; index with it into a new --index"
-            )
-        return encoder
+    def _filter(self) -> tuple[str | None, dict[Modality, Condition]]:
+        """The filter as it was understood, and its condition for each modality."""
+        if self._options.where is None:
+            return None, {}
+        from mmsearch.retrieval.conditions import FUNCTIONS, compile_filter
+        from mmsearch.retrieval.filters import format_filter, parse_filter
 
-    def _text_row(self, text: str) -> NDArray[np.float32]:
-        encoder = self._encoder()
-        if getattr(encoder, "languages", None) == ("en",) and _has_other_letters(text):
-            _log.warning("the model %s understands English only: answers to this query mean little", encoder.name)
-        # A token is at least one character, so most queries need no count.
-        if len(text) > encoder.max_tokens - 2:
-            tokens = encoder.count_tokens(text)
-            if tokens > encoder.max_tokens:
-                _log.warning(
-                    "the query has %d tokens and the model reads %d: the rest was cut off",
-                    tokens,
-                    encoder.max_tokens,
+        filter_ = parse_filter(self._options.where)
+        self._snapshot.register(FUNCTIONS)
+        roots = self._snapshot.roots()
+        conditions = {space: compile_filter(filter_, roots, space) for space in self._spaces}
+        self._timed("filter")
+        return format_filter(filter_), conditions
+
+    def _written(self) -> str:
+        parts = [format_query(self._query)] if self._query is not None else []
+        return " + ".join([*parts, *(["<vector>"] if self._vector is not None else [])])
+
+    def _embedded(self) -> list[EmbeddedClause]:
+        if self._mode == "lexical" or not self._spaces:
+            return []
+        clauses = self._encoder.embed(self._query.clauses) if self._query is not None else []
+        if self._vector is not None:
+            clauses.append(self._encoder.vector(self._vector))
+        self._timed("encode")
+        return clauses
+
+    def _words(self) -> WordQuery | None:
+        if self._mode == "dense":
+            return None
+        clauses = self._query.clauses if self._query is not None else ()
+        texts = [clause for clause in clauses if isinstance(clause, TextClause)]
+        wanted = [(clause.text, clause.phrases) for clause in texts if clause.weight > 0]
+        if not wanted and self._mode == "lexical":
+            raise UsageError("lexical search looks for words: give it a text, or leave out the mode")
+        found = word_query(
+            wanted,
+            [(clause.text, clause.phrases) for clause in texts if clause.weight < 0],
+            lambda match, limit: word_frequency(self._snapshot, match, limit),
+            sum(self._snapshot.counts.values()),
+        )
+        self._timed("words")
+        return found
+
+    # What is shown
+
+    def _shown(self, ranker: Ranker, shaper: Shaper) -> list[Shown]:
+        if not ranker.dense and ranker.words is None:
+            return []
+        options = self._options
+        need = options.offset + options.k
+        shown = shaper.shape(ranker.rank, need)[options.offset : need]
+        self._timed("search")
+        return shown
+
+    def _hits(self, shown: Sequence[Shown], shaper: Shaper) -> tuple[Hit, ...]:
+        ids = [item_id for one in shown for item_id in (one.item_id, *(twin for twin, _ in one.duplicates))]
+        records = self._snapshot.items(ids)
+        tags = self._snapshot.tags(ids)
+        relevance = shaper.relevance(ids)
+        order = list(range(len(shown)))
+        if self._options.sort == "date":
+            order = newest_first([_dates(records[one.item_id]) for one in shown])
+
+        def hit(rank: int, item_id: int, score: float, **more: Any) -> Hit:
+            known = relevance.get(item_id), tags.get(item_id, ())
+            return _hit(rank, score, records[item_id], *known, **more)
+
+        hits = []
+        for rank, number in enumerate(order, start=self._options.offset + 1):
+            one = shown[number]
+            twins = tuple(hit(rank, item_id, score) for item_id, score in one.duplicates)
+            hits.append(hit(rank, one.item_id, one.score, others=one.others, duplicates=twins))
+        self._timed("hydrate")
+        return tuple(hits)
+
+    def _matched(self, hits: Sequence[Hit], ranker: Ranker) -> bool | None:
+        """Whether anything matches; None where that cannot be told."""
+        if ranker.words is not None and ranker.words.phrases and any(ranker.ranks.get("words", ())):
+            return True
+        known = [hit.relevance for hit in hits if hit.relevance is not None]
+        known += [value for one in ranker.dense for value in one.relevance_of_best()]
+        if not known or all(clause.weight < 0 for clause in ranker.clauses):
+            return None
+        return max(known) >= MATCH
+
+    def _explained(self, hits: Sequence[Hit], ranker: Ranker) -> tuple[HitExplanation, ...]:
+        words: dict[int, tuple[str, ...]] = {}
+        if ranker.words is not None:
+            words = found_words(self._snapshot, ranker.words, [hit.item_id for hit in hits])
+        explained = []
+        for hit in hits:
+            clauses: tuple[ClauseScore, ...] = ()
+            dense = next((one for one in ranker.dense if one.space == hit.modality), None)
+            if dense is not None:
+                vector = self._snapshot.vectors(hit.modality, [hit.item_id])[0]
+                clauses = tuple(
+                    ClauseScore(clause.name, clause.weight, score := float(clause.row @ vector), share * score)
+                    for clause, share in zip(ranker.clauses, dense.shares, strict=True)
                 )
-        return _first(encoder.encode_texts([text]))
+            ranks = {name: found[hit.item_id] for name, found in ranker.ranks.items() if hit.item_id in found}
+            explained.append(HitExplanation(hit.item_id, clauses, ranks, words.get(hit.item_id, ())))
+        self._timed("explain")
+        return tuple(explained)
 
-    def _image_row(self, image: str | Path | bytes | Image.Image) -> tuple[NDArray[np.float32], Collection[int]]:
-        """The embedding of a picture, and the items of the same content."""
-        from mmsearch.retrieval.media import content_hash, load_image, upright
-
-        if isinstance(image, str | Path):
-            if not str(image):
-                raise UsageError("the path of the query image is empty")
-            content, name = _read(Path(image)), str(image)
-        elif isinstance(image, bytes | bytearray | memoryview):
-            content, name = bytes(image), "the query image"
-        else:
-            encoder = self._encoder()
-            return _first(encoder.encode_images([encoder.preprocess(upright(image))])), ()
-        own = self._snapshot.pictures_of_hash(content_hash(content))
-        if own:  # its embedding is in the index: no model needed
-            return _first(self._snapshot.vectors("image", own[:1])), own
-        encoder = self._encoder()
-        loaded = load_image(content, target=encoder.image_size, name=name)
-        return _first(encoder.encode_images([encoder.preprocess(loaded.image)])), own
-
-    def _vector_row(self, vector: ArrayLike) -> NDArray[np.float32]:
-        dim = self._snapshot.dim
-        try:
-            row: NDArray[np.float64] = np.asarray(vector, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"the query vector is no array of {dim} numbers: {error}") from error
-        if row.shape != (dim,):
-            raise UsageError(f"the query vector has the shape {row.shape}; this index needs ({dim},)")
-        length = float(np.linalg.norm(row))
-        if not np.isfinite(length) or length == 0.0:
-            raise UsageError("the query vector must be finite and not all zeros")
-        return (row / length).astype(np.float32)
+    def _timed(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._milliseconds[stage] = round(self._milliseconds.get(stage, 0.0) + 1000 * (now - self._since), 3)
+        self._since = now
 
 
-def _checked_k(k: Any) -> int:
-    try:
-        number = operator.index(k)
-    except TypeError:
-        raise UsageError(f"k must be a whole number, not {k!r}") from None
-    if number < 1:
-        raise UsageError(f"k must be 1 or more, not {number}")
-    return number
+def _dates(record: ItemRecord) -> tuple[str | None, int | None]:
+    return record.taken, record.modified_ns
 
 
-def _checked_text(text: str) -> str:
-    if not text.strip():
-        raise UsageError("the query is empty; type what you look for")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError("the query is not valid UTF-8 text") from None
-    return text
-
-
-def _first(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    row: NDArray[np.float32] = rows[0]
-    return row
-
-
-def _has_other_letters(text: str) -> bool:
-    """Whether a text has letters that are not Latin."""
-    return any(
-        char.isalpha() and not unicodedata.name(char, "LATIN").startswith(("LATIN", "FULLWIDTH LATIN"))
-        for char in text
-        if ord(char) > 0x7F
-    )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise PathNotFound(f"{path} does not exist") from None
-    except OSError as error:
-        raise MediaError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a null byte
-        raise UsageError(f"{str(path)!r} is no path: {error}") from error
-
-
-def _hit(rank: int, score: float, record: ItemRecord) -> Hit:
+def _hit(
+    rank: int,
+    score: float,
+    record: ItemRecord,
+    relevance: float | None,
+    tags: tuple[str, ...],
+    others: int = 0,
+    duplicates: tuple[Hit, ...] = (),
+) -> Hit:
     return Hit(
         rank=rank,
         score=float(score),
-        relevance=None,
+        relevance=relevance,
         path=None if record.path is None else Path(record.path),
         uri=record.uri,
         fragment=record.fragment,
@@ -229,4 +300,7 @@ def _hit(rank: int, score: float, record: ItemRecord) -> Hit:
         height=record.height,
         taken=record.taken,
         id=record.id,
+        tags=tags,
+        others=others,
+        duplicates=duplicates,
     )

@@ -134,7 +134,7 @@ def test_an_index_keeps_its_model(index: mmsearch.Index, pictures: Path) -> None
 def test_a_preset_and_its_tag_are_one_model(tmp_path: Path, encoder: FakeEncoder) -> None:
     LocalStore.create(tmp_path / "index", model="balanced", identity=encoder.identity, dim=encoder.dim)
     with mmsearch.open(tmp_path / "index", model="ViT-B-32-SigLIP2-256/webli") as index:
-        assert index.search(vector=[1.0] * encoder.dim) == []
+        assert list(index.search(vector=[1.0] * encoder.dim)) == []
 
 
 def test_a_model_that_changed_under_its_name(

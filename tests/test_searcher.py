@@ -132,28 +132,27 @@ def test_the_default_is_text_where_there_are_no_images(tmp_path: Path, encoder: 
     with store.snapshot() as snapshot:
         searcher = Searcher(snapshot, lambda: encoder)
         assert [hit.modality for hit in searcher.search("red")] == ["text"]
-        assert searcher.search("red", modality="image") == []
+        assert list(searcher.search("red", modality="image")) == []
 
 
 def test_an_empty_index_has_no_hits(tmp_path: Path, encoder: FakeEncoder) -> None:
     store = LocalStore.create(tmp_path / "index", model="fake", identity=encoder.identity, dim=encoder.dim)
     with store.snapshot() as snapshot:
-        assert Searcher(snapshot, lambda: encoder).search("red", modality="all") == []
-        assert Searcher(snapshot, lambda: encoder).search("red") == []
+        assert list(Searcher(snapshot, lambda: encoder).search("red", modality="all")) == []
+        assert list(Searcher(snapshot, lambda: encoder).search("red")) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "give one of"),
-        ({"text": "a", "vector": [1.0]}, "give one of"),
-        ({"text": ""}, "empty"),
-        ({"text": " \n"}, "empty"),
-        ({"text": "a\udcff"}, "UTF-8"),
-        ({"text": "a", "k": 0}, "k must be 1"),
-        ({"text": "a", "k": -3}, "k must be 1"),
-        ({"text": "a", "k": 1.5}, "whole number"),
-        ({"text": "a", "modality": "video"}, "image, text, all"),
+        ({}, "what to look for"),
+        ({"query": ""}, "empty"),
+        ({"query": " \n"}, "empty"),
+        ({"query": "a\udcff"}, "UTF-8"),
+        ({"query": "a", "k": 0}, "k must be 1"),
+        ({"query": "a", "k": -3}, "k must be 1"),
+        ({"query": "a", "k": 1.5}, "whole number"),
+        ({"query": "a", "modality": "video"}, "image, text, all"),
         ({"vector": [1.0, 2.0]}, "shape"),
         ({"vector": "red"}, "numbers"),
         ({"vector": [0.0] * 32}, "zeros"),

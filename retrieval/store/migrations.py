@@ -106,8 +106,8 @@ def _to_2(connection: sa.Connection) -> None:
 def _to_3(connection: sa.Connection) -> None:
     """Tags; words to search for; indexes for filters."""
     for statement in (
-        "CREATE TABLE tags (asset_id INTEGER NOT NULL, tag TEXT NOT NULL, relevance FLOAT, PRIMARY KEY (asset_id, tag),"
-        " FOREIGN KEY(asset_id) REFERENCES assets (asset_id))",
+        "CREATE TABLE tags (asset_id INTEGER NOT NULL, tag TEXT COLLATE NOCASE NOT NULL, relevance FLOAT,"
+        " PRIMARY KEY (asset_id, tag), FOREIGN KEY(asset_id) REFERENCES assets (asset_id))",
         "CREATE INDEX ix_tags_tag ON tags (tag)",
         "CREATE INDEX ix_assets_taken ON assets (taken) WHERE taken IS NOT NULL",
         "CREATE INDEX ix_assets_latitude ON assets (latitude) WHERE latitude IS NOT NULL",

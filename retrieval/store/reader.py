@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _ITEM = (
     "item_id, asset_id, root_id, uri, fragment, items.modality, text, content_hash, owner_root_id, owner_uri, width,"
-    " height, taken, camera, orientation, latitude, longitude, phash, assets.meta"
+    " height, taken, camera, orientation, latitude, longitude, phash, mtime_ns, assets.meta"
 )
 _ASSET = (
     "uri, size, mtime_ns, owner_root_id, owner_uri, modality, listed,"
@@ -75,6 +75,13 @@ SQL = {
     "pictures_of_hash": (
         "SELECT item_id FROM items JOIN embeddings USING (embedding_id)"
         " WHERE model_id = ? AND space = 'image' AND content_key = ? ORDER BY item_id"
+    ),
+    "same_content": (
+        "SELECT item_id FROM items WHERE embedding_id = (SELECT embedding_id FROM items WHERE item_id = ?)"
+    ),
+    "tags": (
+        "SELECT item_id, tag FROM items JOIN tags USING (asset_id)"
+        " WHERE item_id IN (SELECT value FROM json_each(?)) ORDER BY tag"
     ),
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
@@ -299,6 +306,12 @@ class Snapshot:
             except sqlite3.Error as error:
                 raise unreadable(self.path, error) from error
 
+    def register(self, functions: Mapping[str, tuple[int, Callable[..., float | str | None]]]) -> None:
+        """Lets statements call functions: SQL name to number of arguments and function."""
+        with self._lock:
+            for name, (arguments, function) in functions.items():
+                self._connection.create_function(name, arguments, function, deterministic=True)
+
     def is_current(self) -> bool:
         """Whether a new snapshot would show the same. False too when the index is gone or was replaced."""
         try:
@@ -480,6 +493,17 @@ class Snapshot:
     def pictures_of_hash(self, content_hash: bytes) -> list[int]:
         """Ids of all image items of a picture with this content."""
         return [row[0] for row in self._rows("pictures_of_hash", self._model_id, content_hash)]
+
+    def same_content(self, item_id: int) -> frozenset[int]:
+        """Ids of all items with the content of an item, itself included."""
+        return frozenset(row[0] for row in self._rows("same_content", item_id))
+
+    def tags(self, item_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """The tags of items, sorted; those without are left out."""
+        found: dict[int, tuple[str, ...]] = {}
+        for item_id, tag in self._rows("tags", json.dumps([int(id_) for id_ in item_ids])):
+            found[item_id] = (*found.get(item_id, ()), tag)
+        return found
 
     def info(self) -> IndexInfo:
         """What the index holds."""

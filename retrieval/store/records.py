@@ -110,6 +110,7 @@ class ItemRecord:
     latitude: float | None
     longitude: float | None
     phash: int | None
+    modified_ns: int
     meta: str | None
     id: str | None
 

@@ -93,7 +93,7 @@ TAGS = sa.Table(  # what `mmsearch tag` has found in pictures
     "tags",
     METADATA,
     sa.Column("asset_id", sa.Integer, sa.ForeignKey("assets.asset_id"), primary_key=True),
-    sa.Column("tag", sa.Text, primary_key=True),
+    sa.Column("tag", sa.Text(collation="NOCASE"), primary_key=True),
     sa.Column("relevance", sa.Float),
 )
 sa.Index("ix_tags_tag", TAGS.c.tag)

@@ -1,0 +1,442 @@
+"""The filter language: exact, unscored conditions on what is known of items. docs/filters.md describes it.
+
+    width >= 1000 and path ~ "*/beach/*" and not tag = draft
+
+`parse_filter` and `format_filter` are inverse to each other; `retrieval.conditions` makes SQL of a filter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal, NamedTuple
+
+from mmsearch.retrieval.errors import FilterSyntaxError
+
+MAX_COMPARISONS = 200
+MAX_DEPTH = 50
+
+Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~"]
+Kind = Literal["number", "size", "date", "year", "text", "any"]
+"""What a field is compared with; `any` are the fields of manifests, whose values have types of their own."""
+
+FIELDS: dict[str, Kind] = {
+    "path": "text",
+    "folder": "text",
+    "ext": "text",
+    "modality": "text",
+    "size": "size",
+    "width": "number",
+    "height": "number",
+    "taken": "date",
+    "modified": "date",
+    "year": "year",
+    "camera": "text",
+    "lat": "number",
+    "lon": "number",
+    "tag": "text",
+}
+"""The fields of a filter, beside `meta.NAME`."""
+
+_EXAMPLE = "width >= 1000 and taken in 2024-05..2024-08 and not tag = draft"
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_LENGTHS = {"m": 1.0, "km": 1000.0, "mi": 1609.344}
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:[T ](\d{1,2})(?::(\d{2})(?::(\d{2}))?)?)?)?)?", re.ASCII)
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<sign><=|>=|!=|==|[=<>~(),])|"""
+    r"""(?P<word>[^\s"'=<>~(),!]+(?:"(?:[^"\\]|\\.)*")?))""",
+    re.S,
+)
+_BEYOND = ":"  # above every digit: the end of the last period that a date can name
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A date as it was written, and the time that it stands for: ISO 8601 wall clock, end excluded."""
+
+    written: str
+    start: str
+    end: str
+
+
+Value = float | int | str | bool | Period
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A field against a value. `field` is a name of `FIELDS`, or `meta.` and the name of a column."""
+
+    field: str
+    operator: Operator
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A field within a range, both ends included; None for an open end."""
+
+    field: str
+    low: Value | None
+    high: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A field equal to one of several values."""
+
+    field: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A place within a distance of another: degrees, and metres."""
+
+    latitude: float
+    longitude: float
+    metres: float
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """What a filter does not let through."""
+
+    filter: Filter
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """What all filters let through; two at least."""
+
+    filters: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """What one of the filters lets through; two at least."""
+
+    filters: tuple[Filter, ...]
+
+
+Filter = Compare | Between | OneOf | Near | Not | And | Or
+
+
+def parse_filter(text: str) -> Filter:
+    """Reads a filter.
+
+    Raises:
+        FilterSyntaxError: it cannot be meant; the message shows where and why.
+    """
+    return _Parser(text).parse()
+
+
+def format_filter(filter_: Filter) -> str:
+    """A filter as text that `parse_filter` reads as the same filter."""
+    match filter_:
+        case Compare(field, operator, value):
+            return f"{_field(field)} {operator} {_literal(value)}"
+        case Between(field, low, high):
+            ends = ["" if end is None else _literal(end) for end in (low, high)]
+            return f"{_field(field)} in {'..'.join(ends)}"
+        case OneOf(field, values):
+            return f"{_field(field)} in ({', '.join(map(_literal, values))})"
+        case Near(latitude, longitude, metres):
+            return f"near({latitude!r}, {longitude!r}, {metres!r}m)"
+        case Not(inner):
+            return f"not {_nested(inner)}"
+        case And(filters):
+            return " and ".join(_nested(one) for one in filters)
+        case Or(filters):
+            return " or ".join(_nested(one) for one in filters)
+
+
+def _nested(filter_: Filter) -> str:
+    text = format_filter(filter_)
+    return f"({text})" if isinstance(filter_, And | Or) else text
+
+
+def _field(name: str) -> str:
+    column = name.removeprefix("meta.")
+    plain = name in FIELDS or re.fullmatch(r"[\w.-]+", column)
+    return name if plain else f"meta.{_quoted(column)}"
+
+
+def _literal(value: Value) -> str:
+    if isinstance(value, Period):
+        return value.written if " " not in value.written else _quoted(value.written)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return _quoted(value) if isinstance(value, str) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.S)
+
+
+class _Token(NamedTuple):
+    """A token, where it begins, and which kind it is: `quoted`, `sign`, `word` or `end`."""
+
+    text: str
+    at: int
+    kind: str
+
+
+class _Parser:
+    """Recursive descent: or, and, not, then comparisons and parentheses."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._tokens = self._split()
+        self._next = 0
+        self._comparisons = 0
+        self._depth = 0
+
+    def parse(self) -> Filter:
+        if len(self._tokens) == 1:
+            raise self._error("the filter is empty", 0)
+        filter_ = self._or()
+        token = self._peek()
+        if token.kind != "end":
+            raise self._error("`and` or `or` is missing here", token.at)
+        return filter_
+
+    # Tokens
+
+    def _split(self) -> list[_Token]:
+        tokens: list[_Token] = []
+        at = 0
+        while self._source[at:].strip():
+            match = _TOKEN.match(self._source, at)
+            if match is None:
+                start = at + len(self._source[at:]) - len(self._source[at:].lstrip())
+                quote = self._source[start] in "\"'"
+                raise self._error("this quote is not closed" if quote else "this means nothing here", start)
+            kind = match.lastgroup or ""
+            tokens.append(_Token(match[kind], match.start(kind), kind))
+            at = match.end()
+        return [*tokens, _Token("", len(self._source), "end")]
+
+    def _peek(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _take(self) -> _Token:
+        token = self._tokens[self._next]
+        self._next += token.kind != "end"
+        return token
+
+    def _is(self, word: str) -> bool:
+        token = self._peek()
+        return token.kind in ("word", "sign") and token.text.lower() == word
+
+    def _expect(self, sign: str) -> None:
+        token = self._take()
+        if token.text != sign or token.kind != "sign":
+            raise self._error(f"`{sign}` is missing here", token.at)
+
+    def _error(self, problem: str, at: int, example: str = _EXAMPLE) -> FilterSyntaxError:
+        return FilterSyntaxError(problem, self._source, at, example)
+
+    # Grammar
+
+    def _or(self) -> Filter:
+        filters = [self._and()]
+        while self._is("or"):
+            self._take()
+            filters.append(self._and())
+        return filters[0] if len(filters) == 1 else Or(tuple(filters))
+
+    def _and(self) -> Filter:
+        filters = [self._not()]
+        while self._is("and"):
+            self._take()
+            filters.append(self._not())
+        return filters[0] if len(filters) == 1 else And(tuple(filters))
+
+    def _not(self) -> Filter:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self._error(f"more than {MAX_DEPTH} levels of parentheses and `not`", self._peek().at)
+        if self._is("not"):
+            self._take()
+            filter_: Filter = Not(self._not())
+        elif self._is("("):
+            self._take()
+            filter_ = self._or()
+            self._expect(")")
+        else:
+            filter_ = self._comparison()
+        self._depth -= 1
+        return filter_
+
+    def _comparison(self) -> Filter:
+        token = self._take()
+        self._comparisons += 1
+        if self._comparisons > MAX_COMPARISONS:
+            raise self._error(f"more than {MAX_COMPARISONS} comparisons", token.at)
+        if token.kind == "end":
+            raise self._error("a comparison is missing here", token.at)
+        if token.kind != "word":
+            raise self._error("a field is missing here", token.at)
+        if token.text.lower() == "near" and self._is("("):
+            return self._near()
+        field = self._field_of(token)
+        kind = FIELDS.get(field, "any")
+        sign = self._take()
+        if sign.text.lower() == "in" and sign.kind == "word":
+            return self._in(field, kind)
+        operator = "=" if sign.text == "==" else sign.text
+        if sign.kind != "sign" or operator in "(),":
+            message = f"an operator is missing after `{token.text}`: = != < <= > >= in ~"
+            raise self._error(message, sign.at)
+        if kind == "text" and operator[0] in "<>":
+            raise self._error(f"`{field}` is text, which is compared with = != in ~", sign.at)
+        if kind not in ("text", "any") and operator == "~":
+            raise self._error(f"`~` compares text, and `{field}` is none", sign.at)
+        value = self._take()
+        if value.kind not in ("word", "quoted"):
+            raise self._error(f"a value is missing after `{operator}`", value.at)
+        text = operator == "~"
+        return Compare(field, operator, self._value(value, "text" if text else kind))  # type: ignore[arg-type]
+
+    def _field_of(self, token: _Token) -> str:
+        name = token.text
+        if name.lower().startswith("meta."):
+            column = name[5:]
+            if column.startswith('"') and column.endswith('"') and len(column) > 1:
+                column = _unquoted(column)
+            if not column or ('"' in token.text[5:] and not token.text[5:].startswith('"')):
+                raise self._error("the name of a column is missing", token.at, "meta.price < 40")
+            return f"meta.{column}"
+        if name.lower() in FIELDS:
+            return name.lower()
+        from difflib import get_close_matches
+
+        near = get_close_matches(name.lower(), [*FIELDS, "near", "meta"], 1)
+        meant = f"; did you mean `{near[0]}`?" if near else ""
+        raise self._error(f"there is no field `{name}`{meant} Fields: {', '.join(FIELDS)}, meta.NAME", token.at)
+
+    def _in(self, field: str, kind: Kind) -> Filter:
+        if self._is("("):
+            self._take()
+            values = [self._value(self._listed(), kind)]
+            while self._is(","):
+                self._take()
+                values.append(self._value(self._listed(), kind))
+                if len(values) > MAX_COMPARISONS:
+                    raise self._error(f"more than {MAX_COMPARISONS} values", self._peek().at)
+            self._expect(")")
+            return OneOf(field, tuple(values))
+        token = self._take()
+        if kind == "text" or token.kind != "word" or ".." not in token.text:
+            message = "after `in` comes a list in parentheses" + ("" if kind == "text" else ", or a range")
+            raise self._error(message, token.at, "ext in (jpg, png) and year in 2020..2024")
+        low, _, high = token.text.partition("..")
+        if not low and not high:
+            raise self._error("a range needs one end at least", token.at)
+        ends = [
+            self._value(_Token(text, at, "word"), kind) if text else None
+            for text, at in ((low, token.at), (high, token.at + len(low) + 2))
+        ]
+        if any(isinstance(end, str | bool) for end in ends):
+            raise self._error("a range is of numbers", token.at, "meta.price in 10..20")
+        return Between(field, *ends)
+
+    def _listed(self) -> _Token:
+        token = self._take()
+        if token.kind not in ("word", "quoted"):
+            raise self._error("a value is missing here", token.at)
+        return token
+
+    def _near(self) -> Filter:
+        self._expect("(")
+        example = "near(48.137, 11.575, 20km)"
+        numbers: list[float] = []
+        for number, (name, most) in enumerate((("latitude", 90.0), ("longitude", 180.0))):
+            if number:
+                self._expect(",")
+            token = self._take()
+            if not _NUMBER.fullmatch(token.text) or abs(float(token.text)) > most:
+                raise self._error(f"a {name} is a number from -{most:g} to {most:g}", token.at, example)
+            numbers.append(float(token.text))
+        self._expect(",")
+        token = self._take()
+        match = re.fullmatch(rf"({_NUMBER.pattern})(m|km|mi)", token.text, re.ASCII)
+        if match is None or not 0 < float(match[1]) * _LENGTHS[match[2]] < math.inf:
+            raise self._error("a distance is a number above 0 with m, km or mi", token.at, example)
+        self._expect(")")
+        return Near(numbers[0], numbers[1], float(match[1]) * _LENGTHS[match[2]])
+
+    # Values
+
+    def _value(self, token: _Token, kind: Kind) -> Value:
+        text = _unquoted(token.text) if token.kind == "quoted" else token.text
+        readers: dict[Kind, Callable[[str, int], Value]] = {
+            "number": self._number,
+            "size": self._size,
+            "date": self._period,
+            "year": self._year,
+        }
+        if kind in readers:
+            return readers[kind](text, token.at)
+        if kind == "any" and token.kind == "word":
+            if text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            if _NUMBER.fullmatch(text):
+                return self._number(text, token.at)
+        if re.search("[\ud800-\udfff]", text):
+            raise self._error("this is not valid UTF-8 text", token.at)
+        return text
+
+    def _number(self, text: str, at: int) -> float | int:
+        if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
+            raise self._error("a number is needed here", at)
+        if re.fullmatch(r"[+-]?\d{1,18}", text):
+            return int(text)
+        return float(text)
+
+    def _size(self, text: str, at: int) -> float | int:
+        match = re.fullmatch(rf"({_NUMBER.pattern})\s*([a-zA-Z]*)", text, re.ASCII)
+        if match is None or match[2].lower() not in _UNITS:
+            raise self._error("a size is a number of bytes, or of kB, MB, GB, KiB, MiB, GiB", at, "size > 1.5MB")
+        number = self._number(match[1], at) * _UNITS[match[2].lower()]
+        if not math.isfinite(number):
+            raise self._error("no file is as large as that", at, "size > 1.5MB")
+        return int(number) if number == int(number) and abs(number) < 2**63 else float(number)
+
+    def _year(self, text: str, at: int) -> Period:
+        if not re.fullmatch(r"\d{4}", text, re.ASCII):
+            raise self._error("a year has four digits", at, "year in 2020..2024")
+        return self._period(text, at)
+
+    def _period(self, text: str, at: int) -> Period:
+        example = "taken in 2024-05..2024-08"
+        match = _DATE.fullmatch(text)
+        if match is None:
+            raise self._error("a date is written as 2024, 2024-05, 2024-05-08 or 2024-05-08T10:30", at, example)
+        parts = [int(part) for part in match.groups() if part is not None]
+        try:
+            start = datetime(*(parts + [1, 1, 1][len(parts) :] if len(parts) < 3 else parts))  # type: ignore[arg-type]
+        except ValueError:
+            raise self._error(f"there is no such date: {text}", at, example) from None
+        return Period(text, start.isoformat(), _end(start, len(parts)))
+
+
+def _end(start: datetime, precision: int) -> str:
+    """The end of the period that begins at a time: a year, a month, a day, an hour, a minute or a second."""
+    try:
+        if precision == 1:
+            return start.replace(year=start.year + 1).isoformat()
+        if precision == 2:
+            return (start.replace(day=1) + timedelta(days=32)).replace(day=1).isoformat()
+        step = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))[precision - 3]
+        return (start + step).isoformat()
+    except (ValueError, OverflowError):
+        return _BEYOND

@@ -1,0 +1,135 @@
+"""From a ranking to what is shown of it: relevant enough, near-duplicates and groups collapsed, diverse."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmsearch.retrieval.shaping import Ranking, collapse, diversify, group
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mmsearch.retrieval.options import SearchOptions
+    from mmsearch.retrieval.ranking import DenseQuery
+    from mmsearch.retrieval.store.reader import Snapshot
+    from mmsearch.retrieval.store.records import ItemRecord
+
+_POOL = 200
+"""How many of a ranking are looked at first; more only where these do not suffice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An item that is shown, how many of its group are not, and its near-duplicates with their scores."""
+
+    item_id: int
+    score: float
+    others: int = 0
+    duplicates: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Shaper:
+    """Shapes the rankings of one search. Longer answers begin with shorter ones, so that pages fit together."""
+
+    def __init__(self, snapshot: Snapshot, dense: Sequence[DenseQuery], options: SearchOptions) -> None:
+        self._snapshot = snapshot
+        self._dense = dense
+        self._options = options
+
+    def shape(self, rank: Callable[[int], Ranking], need: int) -> list[Shown]:
+        """The first `need` of what is shown of a ranking."""
+        options = self._options
+        if not (options.min_relevance or options.dedup or options.group or options.diverse):
+            return [Shown(item_id, score) for item_id, score in rank(need)]
+        whole_pools = -(-need // _POOL) * _POOL if options.diverse else need
+        size = max(_POOL, need)
+        while True:
+            ranked = rank(size)
+            shown = self._collapsed(ranked)
+            if len(shown) >= whole_pools or len(ranked) < size:
+                break
+            size *= 4
+        return (self._diverse(shown) if options.diverse else shown)[:need]
+
+    def relevance(self, item_ids: Sequence[int]) -> dict[int, float]:
+        """Relevances of items; those that are not known are left out."""
+        found: dict[int, float] = {}
+        modality = {item_id: record.modality for item_id, record in self._snapshot.items(item_ids).items()}
+        for one in self._dense:
+            mine = [item_id for item_id in item_ids if modality[item_id] == one.space]
+            if one.row is None or not mine:
+                continue
+            values = one.background.relevance(self._snapshot.vectors(one.space, mine) @ one.row)
+            if values is not None:
+                found.update(zip(mine, values.tolist(), strict=True))
+        return found
+
+    def _collapsed(self, ranked: Ranking) -> list[Shown]:
+        options = self._options
+        if options.min_relevance:
+            relevance = self.relevance([item_id for item_id, _ in ranked])
+            ranked = [pair for pair in ranked if relevance.get(pair[0], 1.0) >= options.min_relevance]
+        records = self._snapshot.items([item_id for item_id, _ in ranked])
+        shown = [Shown(item_id, score) for item_id, score in ranked]
+        if options.dedup:
+            shown = self._without_duplicates(ranked, records)
+        if options.group:
+            keys = [_key(records[one.item_id], options.group) for one in shown]
+            kept = group(keys)
+            shown = [Shown(shown[at].item_id, shown[at].score, others, shown[at].duplicates) for at, others in kept]
+        return shown
+
+    def _without_duplicates(self, ranked: Ranking, records: dict[int, ItemRecord]) -> list[Shown]:
+        from mmsearch.retrieval.duplicates import DuplicateRule, hash_distances, is_near_duplicate
+
+        rule = DuplicateRule.around(0.3)
+        vectors = self._vectors([item_id for item_id, _ in ranked], records)
+        images = np.array([records[item_id].modality == "image" for item_id, _ in ranked], bool)
+        hashed = np.array([records[item_id].phash is not None for item_id, _ in ranked], bool)
+        hashes = np.array([records[item_id].phash or 0 for item_id, _ in ranked], np.int64)
+
+        def same(position: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
+            cosines = vectors[others] @ vectors[position]
+            both = hashed[others] & hashed[position]
+            distances = hash_distances(hashes[others], hashes[position : position + 1], both)
+            alike: NDArray[np.bool_] = is_near_duplicate(cosines, distances, rule) & (
+                images[others] == images[position]
+            )
+            return alike
+
+        return [
+            Shown(*ranked[position], duplicates=[ranked[twin] for twin in twins])
+            for position, twins in collapse(len(ranked), same)
+        ]
+
+    def _diverse(self, shown: list[Shown]) -> list[Shown]:
+        """Pool after pool, so that the order of the first does not depend on how many are needed."""
+        records = self._snapshot.items([one.item_id for one in shown])
+        ordered: list[Shown] = []
+        for start in range(0, len(shown), _POOL):
+            pool = shown[start : start + _POOL]
+            vectors = self._vectors([one.item_id for one in pool], records)
+            scores = np.array([one.score for one in pool])
+            ordered += [pool[at] for at in diversify(scores, vectors, len(pool), self._options.diverse)]
+        return ordered
+
+    def _vectors(self, item_ids: Sequence[int], records: dict[int, ItemRecord]) -> NDArray[np.float32]:
+        """Vectors of length 1, in order."""
+        rows = np.empty((len(item_ids), self._snapshot.dim), np.float32)
+        for space in {record.modality for record in records.values()}:
+            at = [number for number, item_id in enumerate(item_ids) if records[item_id].modality == space]
+            rows[at] = self._snapshot.vectors(space, [item_ids[number] for number in at])
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
+        return rows
+
+
+def _key(record: ItemRecord, by: str) -> Hashable | None:
+    """What an item is grouped by; None for one that lies nowhere."""
+    if record.path is None:
+        return None
+    return record.path if by == "file" else os.path.dirname(record.path)
