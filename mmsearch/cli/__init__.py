@@ -14,7 +14,7 @@ from mmsearch.cli import commands as commands
 from mmsearch.cli import upkeep as upkeep
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
 from mmsearch.cli.talk import hush, log_handler
-from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, UsageError
+from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, QuerySyntaxError, UsageError
 
 
 def main() -> None:
@@ -63,7 +63,9 @@ def _run(arguments: list[str] | None) -> int:
         return EXIT_INTERRUPTED
     except MMSearchError as error:
         logging.getLogger(__name__).debug("the error in full", exc_info=error)
-        output.say(f"mmsearch: {output.safe(str(error))}")
+        lines = str(error).split("\n") if isinstance(error, QuerySyntaxError) else [str(error)]
+        said = "\n".join(map(output.safe, lines))
+        output.say(f"mmsearch: {said}")
         if isinstance(error, UsageError):
             return EXIT_USAGE
         return EXIT_NO_INDEX if isinstance(error, IndexNotFound) else EXIT_ERROR

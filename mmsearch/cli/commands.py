@@ -16,12 +16,16 @@ from mmsearch.cli.app import EXIT_INTERRUPTED, app
 from mmsearch.cli.options import (
     BatchSizeOption,
     DeviceOption,
+    FusionChoice,
+    GroupChoice,
     IndexOption,
     JsonOption,
     ModalityChoice,
+    ModeChoice,
     ModelOption,
     OfflineOption,
     PrecisionOption,
+    SortChoice,
     ThreadsOption,
     VerboseOption,
     YesOption,
@@ -31,6 +35,7 @@ from mmsearch.retrieval.errors import IndexNotFound, UsageError
 
 if TYPE_CHECKING:
     from mmsearch.index import Index
+    from mmsearch.retrieval.query import Query
     from mmsearch.retrieval.types import Report
 
 
@@ -198,17 +203,51 @@ def _finish(report: Report, opened: Index, *, as_json: bool) -> None:
 
 @app.command()
 def query(
-    text: Annotated[str | None, typer.Argument(help="What to look for, in words.", show_default=False)] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[QUERY]...", help="What to look for; see above.", show_default=False),
+    ] = None,
     image: Annotated[
-        str | None, typer.Option("--image", metavar="PATH", help="A picture to look for, instead of words.")
+        list[str] | None, typer.Option("--image", metavar="PATH", help="A picture to look for; repeatable.")
+    ] = None,
+    plus: Annotated[
+        list[str] | None, typer.Option("--plus", metavar="CLAUSE", help="One more clause to look for; repeatable.")
+    ] = None,
+    minus: Annotated[
+        list[str] | None, typer.Option("--minus", metavar="CLAUSE", help="A clause to push away; repeatable.")
     ] = None,
     k: Annotated[int, typer.Option("--top-k", "-k", metavar="K", help="How many hits at most.")] = 10,
+    offset: Annotated[int, typer.Option(metavar="N", help="Pass over the N best: the next page.")] = 0,
+    where: Annotated[
+        str | None, typer.Option(metavar="FILTER", help="Only what passes: 'year = 2024 and width >= 1000'.")
+    ] = None,
     modality: Annotated[
         ModalityChoice | None,
         typer.Option(help="What to find; pictures by default, texts if there are no pictures."),
     ] = None,
+    mode: Annotated[
+        ModeChoice | None, typer.Option(help="By meaning (dense), by words (lexical), or by both (hybrid).")
+    ] = None,
+    fusion: Annotated[
+        FusionChoice | None,
+        typer.Option(help="Clauses as one vector (early), as a ranking each (late), or both."),
+    ] = None,
+    group: Annotated[
+        GroupChoice | None, typer.Option(help="Only the best hit of each file or folder; others are counted.")
+    ] = None,
+    dedup: Annotated[bool, typer.Option("--dedup", help="Only the best of near-duplicates.")] = False,
+    diverse: Annotated[
+        float, typer.Option(metavar="0..1", help="How much hits are to differ from those before; 0.3 is a good start.")
+    ] = 0.0,
+    sort: Annotated[SortChoice, typer.Option(help="The order of the hits.")] = SortChoice.relevance,
+    min_relevance: Annotated[
+        float, typer.Option(metavar="0..1", help="Leave out hits of less relevance; 0.5 leaves out what is no match.")
+    ] = 0.0,
     include_self: Annotated[
-        bool, typer.Option("--include-self", help="Keep the picture of --image in its own answer.")
+        bool, typer.Option("--include-self", help="Keep the pictures and items of the query in its own answer.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how each hit was found, and how long each stage took.")
     ] = False,
     index_path: IndexOption = None,
     device: DeviceOption = None,
@@ -217,27 +256,53 @@ def query(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per hit and line.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Search the index with words or with a picture.
+    """Search the index with words, pictures, items, or all of them.
 
-    On a terminal: rank, score and path, for texts a snippet. Elsewhere the same separated by tabs (rank, score,
-    path; for texts also the fragment and the text). Control characters in file names are shown as escapes.
+    A QUERY is clauses with + and - between them: 2:golden retriever + ./pool.jpg - fruit. A clause is words, the path
+    of a picture (beginning with ./ ../ / or ~/) or an item (id:17, more like this), with a weight before it if it is
+    to count more. Quotes make exact phrases, and words of what would mean something else: '"rock - paper"'.
+
+    On a terminal: rank, relevance, score and path, for texts a snippet. Elsewhere separated by tabs: rank, score,
+    path; for texts also the fragment and the text. Control characters in file names are shown as escapes.
     """
     from mmsearch import output
     from mmsearch.index import Index
 
-    if (text is None) == (image is None):
+    if not (text or image or plus or minus):
         raise UsageError('say what to look for: mmsearch query "a red car", or mmsearch query --image PATH')
     with Index(index_path, device=device, threads=threads, offline=offline) as opened:
-        hits = opened.search(
-            text, image=image, k=k, modality=modality.value if modality else None, include_self=include_self
+        answer = opened.search(
+            _composed(text or (), image or ()),
+            plus=plus or (),
+            minus=minus or (),
+            k=k,
+            offset=offset,
+            modality=modality.value if modality else None,
+            where=where,
+            mode=mode.value if mode else None,
+            fusion=fusion.value if fusion else None,
+            group=group.value if group else None,
+            dedup=dedup,
+            diverse=diverse,
+            sort=sort.value,
+            min_relevance=min_relevance,
+            include_self=include_self,
         )
     if as_json:
-        for hit in hits:
+        for hit in answer:
             output.write_json(hit)
         return
-    output.write_hits(hits, people=output.is_terminal(sys.stdout))
-    if not hits:
+    output.write_hits(answer, people=output.is_terminal(sys.stdout))
+    if not answer:
         output.say("nothing found")
+
+
+def _composed(words: Sequence[str], images: Sequence[str]) -> Query | None:
+    """The query of a command line: its words, and the pictures of `--image`."""
+    from mmsearch.retrieval.query import ImageClause, Query, parse
+
+    clauses = [*(parse(words).clauses if words else ()), *map(ImageClause, images)]
+    return Query(tuple(clauses)) if clauses else None
 
 
 @app.command()

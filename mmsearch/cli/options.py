@@ -18,6 +18,36 @@ class ModalityChoice(StrEnum):
     all = "all"
 
 
+class ModeChoice(StrEnum):
+    """Values of `--mode`."""
+
+    dense = "dense"
+    lexical = "lexical"
+    hybrid = "hybrid"
+
+
+class FusionChoice(StrEnum):
+    """Values of `--fusion`."""
+
+    early = "early"
+    late = "late"
+    both = "both"
+
+
+class GroupChoice(StrEnum):
+    """Values of `--group`."""
+
+    file = "file"
+    folder = "folder"
+
+
+class SortChoice(StrEnum):
+    """Values of `--sort`."""
+
+    relevance = "relevance"
+    date = "date"
+
+
 def show_version(wanted: bool) -> None:
     """Prints the version and ends."""
     if wanted:
