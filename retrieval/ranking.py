@@ -103,14 +103,14 @@ class Ranker:
 
     def rank(self, need: int) -> Ranking:
         """The `need` best items with their scores: cosines of one list, else fusion scores."""
-        if self._lists() == 1:
-            return next(iter(self._rankings(need)))[1]
+        if self._is_one_list():
+            return self._rankings(need)[0][1]
         return deepening(self._fused, need)
 
-    def _lists(self) -> int:
-        late = len(self.clauses) if self.fusion != "early" and len(self.clauses) > 1 else 0
-        early = 1 if self.fusion != "late" or not late else 0
-        return (early + late) * len(self.dense) + (len(self.spaces) if self.words is not None else 0)
+    def _is_one_list(self) -> bool:
+        dense = len([one for one in self.dense if one.row is not None])
+        words = len(self.spaces) if self.words is not None else 0
+        return dense + words == 1 and (not dense or len(self.clauses) == 1 or self.fusion == "early")
 
     def _fused(self, depth: int) -> Ranking:
         rankings = self._rankings(depth)

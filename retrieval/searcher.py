@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.store.records import Condition
 
 _SPACES: tuple[Modality, ...] = ("image", "text")
-_DEFAULT_MODE: Mode = "dense"
+_DEFAULT_MODE: Mode = "hybrid"
 _DEFAULT_FUSION: FusionMethod = "early"
 
 

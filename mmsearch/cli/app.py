@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from mmsearch.cli.options import VerboseOption, show_version
 from mmsearch.cli.talk import hush
@@ -25,6 +25,15 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with _ended_early():
             return super().invoke(ctx)
+
+
+class SignedCommand(TyperCommand):
+    """A command whose arguments may begin with a minus and a blank: `mmsearch query "- fruit"`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Splits these in two, or they would be options."""
+        parts = [part for arg in args for part in (arg.split(maxsplit=1) if arg[:2].rstrip() == "-" != arg else [arg])]
+        return super().parse_args(ctx, parts)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from mmsearch.cli.app import EXIT_INTERRUPTED, app
+from mmsearch.cli.app import EXIT_INTERRUPTED, SignedCommand, app
 from mmsearch.cli.options import (
     BatchSizeOption,
     DeviceOption,
@@ -201,7 +201,7 @@ def _finish(report: Report, opened: Index, *, as_json: bool) -> None:
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-@app.command()
+@app.command(cls=SignedCommand)
 def query(
     text: Annotated[
         list[str] | None,
