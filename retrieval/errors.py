@@ -103,7 +103,5 @@ def _marked(source: str, position: int) -> str:
     start = max(0, position - 50)
     shown = "".join(char if char.isprintable() else " " for char in source[start : position + 25])
     before = shown[: position - start]
-    width = sum(
-        0 if category(char) in ("Mn", "Me") else 2 if east_asian_width(char) in "WF" else 1 for char in before
-    )
+    width = sum(0 if category(char) in ("Mn", "Me") else 2 if east_asian_width(char) in "WF" else 1 for char in before)
     return f"  {shown}\n  {' ' * width}^"
