@@ -305,6 +305,13 @@ def test_the_documented_readings_are_true(repository: Path) -> None:
         assert [_reading(clause) for clause in parse(source).clauses] == re.findall(r"`([^`]+)`", readings), source
 
 
+def test_the_documented_python_prints_what_is_said(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (repository / "docs" / "query.md").read_text("utf-8")
+    code, said = re.findall(r"^```python\n(.*?)^```\n\nThey print (.*?)\.$", page, re.MULTILINE | re.DOTALL)[0]
+    exec(compile(code, "docs/query.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"`([^`]+)`", said)
+
+
 def _reading(clause: Clause) -> str:
     """A clause as the page shows it: weight, kind and content."""
     if isinstance(clause, ItemClause):
