@@ -43,9 +43,13 @@ class QuerySyntaxError(UsageError):
     """
 
     def __init__(self, problem: str, source: str, position: int, example: str) -> None:
-        super().__init__(f"{problem}\n{_marked(source, position)}\nfor example: {example}")
+        super().__init__(problem, source, position, example)  # what pickle makes it anew from
         self.problem = problem
         self.position = position
+
+    def __str__(self) -> str:
+        problem, source, position, example = self.args
+        return f"{problem}\n{_marked(source, position)}\nfor example: {example}"
 
 
 class FilterSyntaxError(QuerySyntaxError):
@@ -94,10 +98,10 @@ class MediaError(MMSearchError):
 
 def _marked(source: str, position: int) -> str:
     """The part of a source around a position, and a line with a caret under it."""
-    from unicodedata import combining, east_asian_width
+    from unicodedata import category, east_asian_width
 
     start = max(0, position - 50)
     shown = "".join(char if char.isprintable() else " " for char in source[start : position + 25])
     before = shown[: position - start]
-    width = sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in before)
+    width = sum(0 if category(char) in ("Mn", "Me") else 2 if east_asian_width(char) in "WF" else 1 for char in before)
     return f"  {shown}\n  {' ' * width}^"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 RRF_CONSTANT = 60
@@ -25,10 +26,14 @@ def reciprocal_rank_fusion(
     Returns:
         (item id, score) by falling score; equal scores by the smaller id.
     """
-    scores: dict[int, float] = {}
-    weighted = list(zip(rankings, weights or [1.0] * len(rankings), strict=True))
+    if weights is None:
+        weights = [1.0] * len(rankings)
+    parts: dict[int, list[float]] = {}
+    weighted = list(zip(rankings, weights, strict=True))
     for ranking, weight in sorted(weighted, key=lambda pair: pair[1] < 0):
         for rank, item_id in enumerate(dict.fromkeys(ranking), start=1):
-            if weight > 0 or item_id in scores:
-                scores[item_id] = scores.get(item_id, 0.0) + weight / (RRF_CONSTANT + rank)
-    return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))[:k]
+            if weight > 0 or item_id in parts:
+                parts.setdefault(item_id, []).append(weight / (RRF_CONSTANT + rank))
+    # An exact sum: rounding in the order of the rankings would tell apart items of the same ranks.
+    scores = [(item_id, math.fsum(summands)) for item_id, summands in parts.items()]
+    return sorted(scores, key=lambda pair: (-pair[1], pair[0]))[:k]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_CLAUSES = 100
+_MAX_ITEM = 2**63 - 1
 
 _WEIGHT = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?):(?!\d)", re.ASCII)
 _PATH = re.compile(r"\.{0,2}/|~/")
@@ -43,14 +44,14 @@ class TextClause:
     phrases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
+        object.__setattr__(self, "weight", _checked(self.weight))
         if not self.text.strip():
             raise UsageError("the query is empty; type what you look for")
         try:
             self.text.encode("utf-8")
         except UnicodeEncodeError:
             raise UsageError("the query is not valid UTF-8 text") from None
-        if any(not phrase for phrase in self.phrases) or len(list(_parts(self))) != 2 * len(self.phrases) + 1:
+        if any(not phrase.strip() for phrase in self.phrases) or len(list(_parts(self))) != 2 * len(self.phrases) + 1:
             raise UsageError("phrases are parts of the text, in its order")
 
 
@@ -65,7 +66,7 @@ class ImageClause:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
+        object.__setattr__(self, "weight", _checked(self.weight))
         if isinstance(self.image, str | Path):
             path = os.fspath(self.image)
             if not path:
@@ -81,9 +82,9 @@ class ItemClause:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight)
-        if self.item_id < 1:
-            raise UsageError(f"item ids are 1 or more, not {self.item_id}")
+        object.__setattr__(self, "weight", _checked(self.weight))
+        if not 1 <= self.item_id <= _MAX_ITEM:
+            raise UsageError(f"item ids are numbers from 1 to {_MAX_ITEM}, not {self.item_id}")
 
 
 Clause = TextClause | ImageClause | ItemClause
@@ -187,9 +188,14 @@ def format_clause(clause: Clause, *, signed: bool = True) -> str:
     return sign + weight + body
 
 
-def _check_weight(weight: float) -> None:
-    if not math.isfinite(weight) or weight == 0:
-        raise UsageError(f"a weight is a finite number other than 0, not {weight}")
+def _checked(weight: float) -> float:
+    try:
+        number = float(weight)
+    except OverflowError:  # an int beyond all floats
+        number = math.inf
+    if not math.isfinite(number) or number == 0:
+        raise UsageError(f"a weight is a finite number other than 0, not {number}")
+    return number
 
 
 def _chars(source: str) -> Iterator[_Char]:
@@ -209,12 +215,12 @@ def _chars(source: str) -> Iterator[_Char]:
 def _split(source: str) -> Iterator[tuple[float, int, list[_Char]]]:
     """The clauses of a query: their sign, where they begin or are missing, and their characters without blanks."""
     chars = list(_chars(source))
-    sign, start, at = 1.0, 0, 0
+    text = _text(chars)
+    sign, start = 1.0, 0
     first = True
     in_quotes = False
-    is_path = _starts_path(chars, 0)
-    while at < len(chars):
-        char = chars[at]
+    _, body, is_path = _head(chars, text, start)
+    for at, char in enumerate(chars):
         alone = (at == 0 or chars[at - 1].is_space) and (at + 1 == len(chars) or chars[at + 1].is_space)
         if char.char in "+-" and not char.escaped and alone and not in_quotes:
             clause = _stripped(chars[start:at])
@@ -222,93 +228,97 @@ def _split(source: str) -> Iterator[tuple[float, int, list[_Char]]]:
                 yield sign, char.at, clause
             first = False
             sign, start = (1.0 if char.char == "+" else -1.0), at + 1
-            is_path = _starts_path(chars, start)
+            _, body, is_path = _head(chars, text, start)
         elif char.char == '"' and not char.escaped and not is_path:
-            if in_quotes:
-                in_quotes = False
-            elif _opens(chars, start, at):
-                in_quotes = True
-                opened = char.at
-        at += 1
-    if in_quotes:
-        raise QuerySyntaxError('this quote is not closed; write \\" for a quote itself', source, opened, _EXAMPLE)
+            in_quotes = not in_quotes and _opens(chars, body, at)
     yield sign, len(source), _stripped(chars[start:])
 
 
-def _opens(chars: list[_Char], start: int, at: int) -> bool:
-    """Whether a quote begins a word, or follows the weight of its clause."""
-    if at == start or chars[at - 1].char.isspace():
-        return True
-    before = "".join(char.char for char in _stripped(chars[start:at]))
-    match = _WEIGHT.match(before)
-    return match is not None and match.end() == len(before)
+def _head(chars: list[_Char], text: str, start: int) -> tuple[str | None, int, bool]:
+    """The weight as it is written, where what it weighs begins, and whether that is a path."""
+    start = _skip_blanks(chars, start)
+    is_plain = start < len(chars) and not chars[start].escaped
+    match = _WEIGHT.match(text, start) if is_plain else None
+    if match:
+        start = _skip_blanks(chars, match.end())
+        is_plain = start < len(chars) and not chars[start].escaped
+    return match[1] if match else None, start, is_plain and _PATH.match(text, start) is not None
 
 
-def _starts_path(chars: list[_Char], start: int) -> bool:
-    text = "".join(char.char for char in _stripped(chars[start : start + 64]))
-    weight = _WEIGHT.match(text)
-    return _PATH.match(text, weight.end() if weight else 0) is not None
+def _opens(chars: list[_Char], body: int, at: int) -> bool:
+    """Whether a quote begins a word, be it the first one of the clause, whose words begin at `body`."""
+    return at == body or chars[at - 1].char.isspace()
+
+
+def _text(chars: Sequence[_Char]) -> str:
+    return "".join(char.char for char in chars)
+
+
+def _skip_blanks(chars: list[_Char], at: int) -> int:
+    while at < len(chars) and chars[at].is_space:
+        at += 1
+    return at
 
 
 def _stripped(chars: list[_Char]) -> list[_Char]:
-    start, end = 0, len(chars)
-    while start < end and chars[start].is_space:
-        start += 1
+    start, end = _skip_blanks(chars, 0), len(chars)
     while start < end and chars[end - 1].is_space:
         end -= 1
     return chars[start:end]
 
 
 def _clause(source: str, sign: float, chars: list[_Char], *, paths: bool) -> Clause:
+    written, body, is_path = _head(chars, _text(chars), 0)
+    weight = sign * float(written or 1)
+    if not math.isfinite(weight) or weight == 0:
+        raise QuerySyntaxError("a weight is a finite number other than 0", source, chars[0].at, _EXAMPLE)
+    if body == len(chars):
+        raise QuerySyntaxError("a weight without a clause", source, chars[0].at, _EXAMPLE)
+    chars = chars[body:]
     at = chars[0].at
-    text = "".join(char.char for char in chars)
-    weight = sign
-    match = _WEIGHT.match(text) if not chars[0].escaped else None
-    if match:
-        weight *= float(match[1])
-        if not math.isfinite(weight) or weight == 0:
-            raise QuerySyntaxError("a weight is a finite number other than 0", source, at, _EXAMPLE)
-        chars = _stripped(chars[match.end() :])
-        if not chars:
-            raise QuerySyntaxError("a weight without a clause", source, at, _EXAMPLE)
-        text = "".join(char.char for char in chars)
-        at = chars[0].at
-    if chars[0].escaped or chars[0].char == "\\":
-        return _text_clause(source, weight, chars[0 if chars[0].escaped else 1 :] or chars)
-    if _PATH.match(text):
+    text = _text(chars)
+    if is_path:
         if not paths:
             raise QuerySyntaxError("pictures cannot be named by their path here; send the picture", source, at, "a dog")
         return ImageClause(text, weight)
-    if _ID.match(text):
-        number = text[3:]
-        if not (number.isascii() and number.isdigit() and 0 < int(number[:20]) < 2**63):
-            raise QuerySyntaxError("an item is named by its number, as hits show it", source, at, "id:17 - winter")
-        return ItemClause(int(number), weight)
-    return _text_clause(source, weight, chars)
+    if _ID.match(text) and not chars[0].escaped:
+        return ItemClause(_item_id(source, at, text.removeprefix("id:")), weight)
+    is_mark = chars[0].char == "\\" and not chars[0].escaped and len(chars) > 1
+    return _text_clause(source, weight, chars[1:] if is_mark else chars)
+
+
+def _item_id(source: str, at: int, written: str) -> int:
+    digits = written.lstrip("0")
+    # Python refuses to convert thousands of digits.
+    if digits.isascii() and digits.isdigit() and len(digits) <= len(str(_MAX_ITEM)) and int(digits) <= _MAX_ITEM:
+        return int(digits)
+    raise QuerySyntaxError("an item is named by its number, as hits show it", source, at, "id:17 - winter")
 
 
 def _text_clause(source: str, weight: float, chars: list[_Char]) -> TextClause:
     phrases: list[str] = []
     text: list[str] = []
     phrase: list[str] | None = None
+    opened = 0
     for number, char in enumerate(chars):
-        if char.char == '"' and not char.escaped and phrase is not None:
+        is_quote = char.char == '"' and not char.escaped
+        if is_quote and phrase is not None:
             if "".join(phrase).strip():
                 phrases.append("".join(phrase))
             phrase = None
-        elif char.char == '"' and not char.escaped and (number == 0 or chars[number - 1].char.isspace()):
-            phrase = []
+        elif is_quote and _opens(chars, 0, number):
+            phrase, opened = [], char.at
         else:
             text.append(char.char)
             if phrase is not None:
                 phrase.append(char.char)
+    if phrase is not None:
+        raise QuerySyntaxError('this quote is not closed; write \\" for a quote itself', source, opened, _EXAMPLE)
     words = "".join(text)
     if not words.strip():
         raise QuerySyntaxError("there are no words between these quotes", source, chars[0].at, _EXAMPLE)
     try:
         return TextClause(words, weight, tuple(phrases))
-    except QuerySyntaxError:
-        raise
     except UsageError as error:
         raise QuerySyntaxError(str(error), source, chars[0].at, _EXAMPLE) from None
 
@@ -316,12 +326,12 @@ def _text_clause(source: str, weight: float, chars: list[_Char]) -> TextClause:
 def _parts(clause: TextClause) -> Iterator[tuple[str, bool]]:
     """The pieces of a text and whether they are phrases: plain and phrase by turns, as far as phrases are found.
 
-    A phrase begins a word, as a quote does.
+    A phrase begins a word, as a quote does, and a quote that follows another one begins none.
     """
     start = 0
     for phrase in clause.phrases:
         at = clause.text.find(phrase, start)
-        while at > 0 and not clause.text[at - 1].isspace():
+        while at > 0 and (at == start or not clause.text[at - 1].isspace()):
             at = clause.text.find(phrase, at + 1)
         if at < 0:
             return
