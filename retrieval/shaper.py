@@ -93,14 +93,13 @@ class Shaper:
         hashed = np.array([records[item_id].phash is not None for item_id, _ in ranked], bool)
         hashes = np.array([records[item_id].phash or 0 for item_id, _ in ranked], np.int64)
 
-        def same(position: int, others: NDArray[np.int64]) -> NDArray[np.bool_]:
-            cosines = vectors[others] @ vectors[position]
-            both = hashed[others] & hashed[position]
-            distances = hash_distances(hashes[others], hashes[position : position + 1], both)
-            alike: NDArray[np.bool_] = is_near_duplicate(cosines, distances, rule) & (
-                images[others] == images[position]
-            )
-            return alike
+        def same(start: int, stop: int) -> NDArray[np.bool_]:
+            rows = slice(start, stop), None
+            others = None, slice(stop)
+            cosines = vectors[start:stop] @ vectors[:stop].T
+            distances = hash_distances(hashes[rows], hashes[others], hashed[rows] & hashed[others])
+            alike: NDArray[np.bool_] = is_near_duplicate(cosines, distances, rule)
+            return alike & (images[rows] == images[others])
 
         return [
             Shown(*ranked[position], duplicates=[ranked[twin] for twin in twins])

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 FIRST_DEPTH = 1000
 """How deep lists are fused for the first pages."""
 
+_BLOCK = 128
+
 Ranking = list[tuple[int, float]]
 """(item id, score), best first, equal scores by item id."""
 
@@ -80,23 +82,28 @@ def group(keys: Sequence[Hashable | None]) -> list[tuple[int, int]]:
     return list(others.items())
 
 
-def collapse(count: int, same: Callable[[int, NDArray[np.int64]], NDArray[np.bool_]]) -> list[tuple[int, list[int]]]:
+def collapse(count: int, same: Callable[[int, int], NDArray[np.bool_]]) -> list[tuple[int, list[int]]]:
     """Near-duplicates under the best of them, in rank order: (position, positions of its duplicates).
+
+    Each is compared with those that are kept before it, so that no chain of small changes leads from one to another.
 
     Args:
         count: how many there are.
-        same: whether a position is a near-duplicate of each of others.
+        same: (start, stop) to bool (stop - start, stop): for the positions from start to stop, whether each is a
+            near-duplicate of each position before stop. It is asked for a block at a time.
     """
-    kept: list[int] = []
+    kept = np.zeros(count, dtype=bool)
     duplicates: dict[int, list[int]] = {}
-    for position in range(count):
-        matches = np.flatnonzero(same(position, np.array(kept, np.int64))) if kept else np.empty(0, np.int64)
-        if len(matches):
-            duplicates[kept[int(matches[0])]].append(position)
-        else:
-            kept.append(position)
-            duplicates[position] = []
-    return [(position, duplicates[position]) for position in kept]
+    for start in range(0, count, _BLOCK):
+        alike = same(start, min(start + _BLOCK, count))
+        for position, row in enumerate(alike, start):
+            matches = row[:position] & kept[:position]
+            if matches.any():
+                duplicates[int(matches.argmax())].append(position)
+            else:
+                kept[position] = True
+                duplicates[position] = []
+    return list(duplicates.items())
 
 
 def newest_first(times: Sequence[tuple[str | None, int | None]]) -> list[int]:

@@ -62,8 +62,8 @@ def found_words(snapshot: Snapshot, query: WordQuery, item_ids: list[int]) -> di
     found: dict[int, dict[str, None]] = {item_id: {} for item_id in item_ids}
     for item_id, worded in snapshot.select(statement, (json.dumps(item_ids),)):
         for word in query.words:
-            if snapshot.select("SELECT 1 FROM words WHERE words MATCH ? AND rowid = ?", (word, worded)):
-                found[item_id][word] = None
+            if snapshot.select("SELECT 1 FROM words WHERE words MATCH ? AND rowid = ?", (word.match, worded)):
+                found[item_id][word.text] = None
     return {item_id: tuple(words) for item_id, words in found.items()}
 
 
