@@ -31,6 +31,7 @@ _GRID = 8
 _CROP = 4  # a crop is half as wide and half as high as the picture, and the next one starts an eighth further
 _SMOOTH = 8  # the hottest place is looked for on a grid this many times as fine as the cells
 _OPACITY = 0.75
+_DIMMED = 0.8  # how bright the picture is under the heat, so that hot and white are two things
 _UNSEEN = 0.4  # how bright the parts of a picture are that the encoder crops away
 
 _COLOURS = ((18, 10, 48), (92, 24, 112), (172, 48, 98), (232, 98, 52), (250, 168, 44), (252, 238, 156))
@@ -101,11 +102,11 @@ class HeatMap:
         return float(np.searchsorted(heat.cumsum(dtype=np.float64), total / 2) + 1) / len(heat)
 
     def paint(self) -> Image.Image:
-        """The picture with the heat over it; what the model does not see is dark."""
+        """The picture in grey with the heat over it; what the model does not see is dark."""
         from PIL import Image
 
         heat = self.heat[..., None]
-        pixels = np.asarray(self.picture, np.float32)
+        pixels = _DIMMED * np.asarray(self.picture.convert("L"), np.float32)[..., None]
         warm = np.nan_to_num(heat)
         colours = np.stack(
             [
