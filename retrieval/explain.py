@@ -38,7 +38,7 @@ _COLOURS = ((18, 10, 48), (92, 24, 112), (172, 48, 98), (232, 98, 52), (250, 168
 """Cold to hot. Their lightness (CIE L*) rises in even steps, so that equal differences look equal, in grey too."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeatMap:
     """Where in a picture a query is.
 

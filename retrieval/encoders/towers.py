@@ -81,9 +81,7 @@ def _of_tokens(tower: Any, places: tuple[Any, Any], grid: tuple[int, int], pixel
     return None
 
 
-def _by_gradient(
-    tower: Any, module: Any, pixels: Any, row: Any, grid: tuple[int, int] | None = None
-) -> Scores | None:
+def _by_gradient(tower: Any, module: Any, pixels: Any, row: Any, grid: tuple[int, int] | None = None) -> Scores | None:
     """Gradient times what `module` gives: a map, or tokens that end with those of `grid`; None where it is all zero."""
     torch = importlib.import_module("torch")
     mine, seen = threading.get_ident(), []
