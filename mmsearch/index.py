@@ -546,7 +546,7 @@ class Index:
             except IndexNotFound:
                 _log.info("there is no index at %s yet: the default model looks", self.path)
         source = Path(image) if isinstance(image, os.PathLike) else image
-        return heat_map(self._encoders.get(model), query, source)
+        return heat_map(lambda: self._encoders.get(model), query, source)
 
     def info(self) -> IndexInfo:
         """What the index holds now. Raises IndexNotFound if there is none."""

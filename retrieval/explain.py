@@ -8,6 +8,7 @@ there is a warmest place in a picture of something else too. Whether the query i
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,11 +127,12 @@ class HeatMap:
         return file.getvalue()
 
 
-def heat_map(encoder: Encoder, query: str, image: str | Path | bytes | Image.Image) -> HeatMap:
+def heat_map(encoder: Callable[[], Encoder], query: str, image: str | Path | bytes | Image.Image) -> HeatMap:
     """Where in a picture a text is.
 
     Args:
-        encoder: any; those that are `Locating` are asked for their cells, with others crops are encoded one by one.
+        encoder: gives the encoder, and is called when the query and the picture are known to be good. Those that are
+            `Locating` are asked for their cells; with others crops are encoded one by one.
         query: literal text.
         image: a path, the bytes of a picture file, or a Pillow image.
 
@@ -146,7 +148,8 @@ def heat_map(encoder: Encoder, query: str, image: str | Path | bytes | Image.Ima
     except UnicodeEncodeError:
         raise UsageError("the query is not valid UTF-8 text") from None
     picture = _picture(image)
-    return heat_map_of(encoder, picture, encoder.encode_texts([query])[0])
+    found = encoder()
+    return heat_map_of(found, picture, found.encode_texts([query])[0])
 
 
 def heat_map_of(encoder: Encoder, picture: Image.Image, row: NDArray[np.float32]) -> HeatMap:

@@ -17,12 +17,9 @@ from mmsearch.retrieval.errors import PathNotFound, UsageError
 
 @app.command()
 def explain(
-    query: Annotated[str, typer.Argument(help="What to look for in the picture, in words.", show_default=False)],
-    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="FILE", help="Where to write the heat-map, a .png.", show_default=False),
-    ],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, in words.", show_default=False)],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .png to write.", show_default=False)],
     index_path: IndexOption = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Ask this model; by default that of the index.")
@@ -75,20 +72,19 @@ def explain(
         )
     elif output.is_terminal(sys.stdout):
         output.write(output.safe(f"{found.score:.3f}  {out}"))
-        where = (
-            f"hottest at {x},{y} of {width} x {height} pixels; half of the heat on {found.spread:.0%} of the picture"
-        )
-        output.say(output.safe(f"{where} ({found.model}, {found.method})"))
+        hottest = f"hottest at {x},{y} of {width} x {height} pixels"
+        half = f"half of the heat on {found.spread:.0%} of the picture"
+        output.say(output.safe(f"{hottest}; {half} ({found.model}, {found.method})"))
     else:
-        output.write(output.safe(f"{found.score:.6f}\t{x},{y}\t{out}"))
+        output.write(f"{found.score:.6f}\t{x},{y}\t{output.safe(str(out))}")
 
 
 def _check_target(out: Path, image: Path) -> None:
     """Raises UsageError where a heat-map cannot be written to `out`, before a model is loaded for it."""
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"{out}: heat-maps are PNG files; end the name with .png")
     if out.is_dir():
         raise UsageError(f"{out} is a folder; name a file in it, such as {out / 'heat.png'}")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{out}: heat-maps are PNG files; end the name with .png")
     if not out.parent.is_dir():
         raise PathNotFound(f"the folder {out.parent} does not exist")
     if out.exists() and image.exists() and out.samefile(image):

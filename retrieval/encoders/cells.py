@@ -77,4 +77,5 @@ def spread(windows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
         for across in range(size):
             total[down : down + rows, across : across + columns] += windows
             count[down : down + rows, across : across + columns] += 1
-    return total / count
+    total /= count
+    return total

@@ -29,14 +29,14 @@ def score_cells(tower: Any, pixels: Callable[[int], Any], row: Any) -> Scores | 
         pixels: gives the preprocessed picture, (1, 3, height, width), that many times as large as the model asks for.
         row: the query, (dim,), length 1, on the tower's device.
     """
-    trunk = getattr(tower, "trunk", None)
+    trunk: Any = getattr(tower, "trunk", None)
     if hasattr(tower, "layer4"):
         return _by_gradient(tower, tower.layer4, pixels(1), row)
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     if blocks is not None:
         return _of_tokens(tower, (blocks[-1], blocks[-1].ln_1), tower.grid_size, pixels(1), row)
     grid = getattr(getattr(trunk, "patch_embed", None), "grid_size", None)
-    if grid and hasattr(trunk, "norm") and hasattr(getattr(trunk, "blocks", [None])[-1], "norm1"):
+    if grid and hasattr(trunk, "norm") and hasattr(trunk.blocks[-1], "norm1"):
         return _of_tokens(tower, (trunk.blocks[-1], trunk.blocks[-1].norm1), grid, pixels(1), row)
     if hasattr(trunk, "forward_features") and hasattr(trunk, "forward_head"):
         return _of_map(tower, pixels, row)
