@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from mmsearch.retrieval.encoders.cells import WINDOW, Method, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_PREFIX = 16  # at most so many tokens stand before the patches
 
 Scores = tuple["NDArray[np.float32]", Method]
 
@@ -31,13 +33,14 @@ def score_cells(tower: Any, pixels: Callable[[int], Any], row: Any) -> Scores | 
     """
     trunk: Any = getattr(tower, "trunk", None)
     if hasattr(tower, "layer4"):
-        return _by_gradient(tower, tower.layer4, pixels(1), row)
-    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
-    if blocks is not None:
-        return _of_tokens(tower, (blocks[-1], blocks[-1].ln_1), tower.grid_size, pixels(1), row)
-    grid = getattr(getattr(trunk, "patch_embed", None), "grid_size", None)
-    if grid and hasattr(trunk, "norm") and hasattr(trunk.blocks[-1], "norm1"):
-        return _of_tokens(tower, (trunk.blocks[-1], trunk.blocks[-1].norm1), grid, pixels(1), row)
+        split = _split(tower, tower.layer4, pixels(1), row)
+        return None if split is None else (_numbers((split.slope * split.given).sum(1)[0]), "gradient")
+    body: Any = getattr(tower, "transformer", None)
+    if hasattr(body, "resblocks"):
+        pool = getattr(getattr(tower, "attn_pool", None), "ln_k", None)
+        return _of_tokens(tower, (pool, tower.ln_post, body.resblocks[-1].ln_1), tower, pixels(1), row)
+    if hasattr(trunk, "patch_embed") and hasattr(trunk, "blocks") and hasattr(trunk.blocks[-1], "norm1"):
+        return _of_tokens(tower, (trunk.norm, trunk.blocks[-1].norm1), trunk.patch_embed, pixels(1), row)
     if hasattr(trunk, "forward_features") and hasattr(trunk, "forward_head"):
         return _of_map(tower, pixels, row)
     return None
@@ -56,33 +59,77 @@ def _of_map(tower: Any, pixels: Callable[[int], Any], row: Any) -> Scores | None
         return None
     with torch.enable_grad():
         leaf = cells.detach().requires_grad_()
-        score = _cosine(embed(leaf), row)
-        (slope,) = torch.autograd.grad(score, leaf)
-    if not torch.allclose(slope, slope.mean((2, 3), keepdim=True).expand_as(slope), rtol=1e-3, atol=1e-9):
-        return _numbers((slope * cells).sum(1)[0]), "gradient"  # its pool prefers places
+        split = _differentiate(embed(leaf), row, leaf)
+    if split is None:
+        return None
+    if not _equal(split.slope, split.slope.mean((2, 3), keepdim=True)):
+        return _numbers((split.slope * cells).sum(1)[0]), "gradient"  # its pool prefers places
     with torch.no_grad():
         whole, alone = embed(cells)[0], embed(_each(cells))
-        if torch.allclose(alone.mean(0), whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
+        if _equal(whole, alone.mean(0)):
             parts = alone @ row / (len(alone) * whole.norm())
             return _numbers(parts.reshape(cells.shape[2:])), "activation"
         cells = tower.trunk.forward_features(pixels(2))
         size = min(WINDOW, *cells.shape[2:])
         windows = torch.nn.functional.avg_pool2d(cells, size, 1)
-        scores = _cosine(embed(_each(windows)), row).reshape(windows.shape[2:])
-    return spread(_numbers(scores), size), "windows"
+        scores = torch.nn.functional.normalize(embed(_each(windows)), dim=-1) @ row
+    return spread(_numbers(scores.reshape(windows.shape[2:])), size), "windows"
 
 
-def _of_tokens(tower: Any, places: tuple[Any, Any], grid: tuple[int, int], pixels: Any, row: Any) -> Scores | None:
-    """Of a transformer: at the end of its last block, or, if only the class token is read there, before it attends."""
-    for place in places:
-        scores = _by_gradient(tower, place, pixels, row, grid)
-        if scores is not None:
-            return scores
+def _of_tokens(tower: Any, norms: tuple[Any, ...], patches: Any, pixels: Any, row: Any) -> Scores | None:
+    """Of a transformer: after the norm that all patch tokens pass last.
+
+    Before a norm there is nothing to see: it takes the length off a token, so gradient times token is zero there. If
+    only the class token is read in the end, the last thing that patches do is to be attended to in the last block.
+
+    Args:
+        tower: as in `score_cells`.
+        norms: to be tried in this order.
+        patches: what knows `grid_size` and `patch_size`.
+        pixels: the picture, (1, 3, height, width).
+        row: the query.
+    """
+    torch = importlib.import_module("torch")
+    for norm in norms:
+        split = None if norm is None else _split(tower, norm, pixels, row)
+        if split is None or split.given.ndim != 3:
+            continue
+        slope, tokens = (each.flatten(0, 1) for each in (split.slope, split.given))  # whichever axis is the batch
+        grid = _grid(patches, pixels, len(tokens))
+        if grid is None:
+            continue
+        slope, tokens = (each[-grid[0] * grid[1] :] for each in (slope, tokens))
+        if not slope.any():
+            continue
+        parts = (slope * tokens).sum(-1)
+        linear = _equal(slope, slope.mean(0)) and torch.isclose(parts.sum(), split.cosine, rtol=1e-4, atol=1e-6)
+        return _numbers(parts.reshape(grid)), "activation" if linear else "gradient"
     return None
 
 
-def _by_gradient(tower: Any, module: Any, pixels: Any, row: Any, grid: tuple[int, int] | None = None) -> Scores | None:
-    """Gradient times what `module` gives: a map, or tokens that end with those of `grid`; None where it is all zero."""
+def _grid(patches: Any, pixels: Any, tokens: int) -> tuple[int, int] | None:
+    """Rows and columns of the patches among the tokens, which class and register tokens precede."""
+    grids = [patches.grid_size]
+    if isinstance(patches.patch_size, tuple):  # of towers that take other sizes than the one they were made for
+        grids.append(tuple(side // patch for side, patch in zip(pixels.shape[2:], patches.patch_size, strict=True)))
+    fitting = (grid for grid in grids if grid and 0 <= tokens - grid[0] * grid[1] <= _PREFIX)
+    return next(fitting, None)
+
+
+class _Split(NamedTuple):
+    """What a module gives for a picture, the gradient of the picture's cosine by that, and the cosine.
+
+    The length of the embedding counts as a constant. What is linear from the module on is then split without rest:
+    the products sum to the cosine.
+    """
+
+    given: Any
+    slope: Any
+    cosine: Any
+
+
+def _split(tower: Any, module: Any, pixels: Any, row: Any) -> _Split | None:
+    """Runs the tower; None if the cosine does not depend on what `module` gives, or if that runs several times."""
     torch = importlib.import_module("torch")
     mine, seen = threading.get_ident(), []
 
@@ -97,32 +144,32 @@ def _by_gradient(tower: Any, module: Any, pixels: Any, row: Any, grid: tuple[int
     hook = module.register_forward_hook(cut)
     try:
         with torch.no_grad():
-            score = _cosine(tower(pixels), row)
+            embedding = tower(pixels)
     finally:
         hook.remove()
-    if len(seen) != 1:
+    return _differentiate(embedding, row, seen[0]) if len(seen) == 1 else None
+
+
+def _differentiate(embedding: Any, row: Any, leaf: Any) -> _Split | None:
+    torch = importlib.import_module("torch")
+    (embedding,) = embedding[0] if isinstance(embedding, tuple) else embedding
+    with torch.enable_grad():
+        cosine = embedding @ row / embedding.detach().norm()
+    if not cosine.requires_grad:
         return None
-    (slope,) = torch.autograd.grad(score, seen[0], allow_unused=True)
-    if slope is None:
-        return None
-    parts = (slope * seen[0]).detach()
-    if grid is None:
-        return _numbers(parts.sum(1)[0]), "gradient"
-    tokens = parts.sum(-1).reshape(-1)  # of one picture, whichever axis is the batch
-    count = grid[0] * grid[1]
-    if len(tokens) < count or not bool(tokens[-count:].any()):
-        return None
-    return _numbers(tokens[-count:].reshape(tuple(grid))), "gradient"
+    (slope,) = torch.autograd.grad(cosine, leaf, allow_unused=True)
+    return None if slope is None else _Split(leaf.detach(), slope, cosine.detach())
+
+
+def _equal(some: Any, others: Any) -> bool:
+    """Whether tensors are equal, up to rounding that is measured by the largest number."""
+    gap = (some - others).abs().max()
+    return bool(gap <= 1e-4 * some.abs().max())
 
 
 def _each(cells: Any) -> Any:
     """A map (1, channels, rows, columns) as one map of a single cell for each of its cells, row by row."""
     return cells[0].flatten(1).T[:, :, None, None]
-
-
-def _cosine(embeddings: Any, row: Any) -> Any:
-    rows = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-    return importlib.import_module("torch").nn.functional.normalize(rows, dim=-1) @ row
 
 
 def _numbers(tensor: Any) -> NDArray[np.float32]:
