@@ -8,6 +8,7 @@ there is a warmest place in a picture of something else too. Whether the query i
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class HeatMap:
         method: how they were made: `activation`, `windows`, `gradient` or `crops`; see `retrieval.encoders.cells`.
         box: left, top, right and bottom of what the cells cover, as shares of the picture: it is more or less than
             the whole where the model pads or crops.
-        score: cosine of the query and the whole picture, as a search has it.
+        score: cosine of the query and the whole picture; that of a search, up to how the file was decoded.
         model: name of the model.
         picture: upright, at most `MAX_SIDE` pixels wide and high.
     """
@@ -80,14 +81,14 @@ class HeatMap:
         left, top, right, bottom = self.box
         low, high = np.median(self.cells), self.cells.max()
         warm = (self.cells - low) / (high - low) if high > low else np.zeros_like(self.cells)
-        x0, x1 = (min(max(round(each * width), 0), width) for each in (left, right))
-        y0, y1 = (min(max(round(each * height), 0), height) for each in (top, bottom))
+        x0, x1 = max(math.floor(left * width), 0), min(math.ceil(right * width), width)
+        y0, y1 = max(math.floor(top * height), 0), min(math.ceil(bottom * height), height)
         rows, columns = self.cells.shape
         shown = (
-            (max(left, 0) - left) / (right - left) * columns,
-            (max(top, 0) - top) / (bottom - top) * rows,
-            (min(right, 1) - left) / (right - left) * columns,
-            (min(bottom, 1) - top) / (bottom - top) * rows,
+            max(-left, 0.0) / (right - left) * columns,
+            max(-top, 0.0) / (bottom - top) * rows,
+            min((1 - left) / (right - left), 1.0) * columns,
+            min((1 - top) / (bottom - top), 1.0) * rows,
         )
         heat = np.full((height, width), np.nan, np.float32)
         heat[y0:y1, x0:x1] = np.clip(_resized(warm, (x1 - x0, y1 - y0), shown), 0.0, 1.0)

@@ -40,7 +40,9 @@ def score_cells(tower: Any, pixels: Callable[[int], Any], row: Any) -> Scores | 
         pool = getattr(getattr(tower, "attn_pool", None), "ln_k", None)
         return _of_tokens(tower, (pool, tower.ln_post, body.resblocks[-1].ln_1), tower, pixels(1), row)
     if hasattr(trunk, "patch_embed") and hasattr(trunk, "blocks") and hasattr(trunk.blocks[-1], "norm1"):
-        return _of_tokens(tower, (trunk.norm, trunk.blocks[-1].norm1), trunk.patch_embed, pixels(1), row)
+        return _of_tokens(
+            tower, (getattr(trunk, "norm", None), trunk.blocks[-1].norm1), trunk.patch_embed, pixels(1), row
+        )
     if hasattr(trunk, "forward_features") and hasattr(trunk, "forward_head"):
         return _of_map(tower, pixels, row)
     return None
