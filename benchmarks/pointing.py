@@ -13,7 +13,6 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ def place_of(hottest: tuple[float, float]) -> int:
 
 def measure(encoder: Encoder, asked: Sequence[Case], language: str, title: str) -> dict[str, Any]:
     """The figure of one set of cases."""
-    right, methods, began = [], set(), time.perf_counter()
+    right, methods = [], set()
     rows = encoder.encode_texts([case.captions[language] for case in asked])
     for case, row in _counted(list(zip(asked, rows, strict=True)), title):
         found = heat_map_of(encoder, collage(case.photos), row)
@@ -97,7 +96,6 @@ def measure(encoder: Encoder, asked: Sequence[Case], language: str, title: str) 
         "interval": [round(bounds.low, 4), round(bounds.high, 4)],
         "cases": len(right),
         "methods": sorted(methods),
-        "milliseconds": round(1000 * (time.perf_counter() - began) / len(right), 1),
     }
 
 

@@ -168,13 +168,13 @@ def test_looking_into_a_tower_does_not_disturb_who_encodes(encoders: Callable[[s
     failures: list[object] = []
 
     def encode() -> None:
-        for _ in range(40):
+        for _ in range(10):
             rows = encoder.encode_images([array])
             if not np.allclose(rows, expected, atol=1e-6):
                 failures.append(rows)
 
     def look() -> None:
-        for _ in range(40):
+        for _ in range(10):
             found = encoder.heat_map(picture, row).scores
             if not np.allclose(found, cells, rtol=1e-3, atol=1e-6):
                 failures.append(found)

@@ -59,17 +59,18 @@ def _of_map(tower: Any, pixels: Callable[[int], Any], row: Any) -> Scores | None
         cells = tower.trunk.forward_features(pixels(1))
     if cells.ndim != 4 or getattr(tower.trunk, "output_fmt", "NCHW") != "NCHW":
         return None
-    with torch.enable_grad():
-        leaf = cells.detach().requires_grad_()
-        split = _differentiate(embed(leaf), row, leaf)
-    if split is None:
+    # How the tower pools is tried out on random cells: those of a plain picture are all alike and would hide it.
+    random = torch.rand(cells.shape, generator=torch.Generator().manual_seed(0)).to(cells) * cells.abs().max()
+    probe = _through(embed, random, row)
+    if probe is None:
         return None
-    if not _equal(split.slope, split.slope.mean((2, 3), keepdim=True)):
-        return _numbers((split.slope * cells).sum(1)[0]), "gradient"  # its pool prefers places
+    if not _equal(probe.slope, probe.slope.mean((2, 3), keepdim=True)):
+        split = _through(embed, cells, row)
+        return None if split is None else (_numbers((split.slope * cells).sum(1)[0]), "gradient")
     with torch.no_grad():
-        whole, alone = embed(cells)[0], embed(_each(cells))
-        if _equal(whole, alone.mean(0)):
-            parts = alone @ row / (len(alone) * whole.norm())
+        if _equal(embed(random)[0], embed(_each(random)).mean(0)):
+            alone = embed(_each(cells))
+            parts = alone @ row / (len(alone) * embed(cells)[0].norm())
             return _numbers(parts.reshape(cells.shape[2:])), "activation"
         cells = tower.trunk.forward_features(pixels(2))
         size = min(WINDOW, *cells.shape[2:])
@@ -150,6 +151,13 @@ def _split(tower: Any, module: Any, pixels: Any, row: Any) -> _Split | None:
     finally:
         hook.remove()
     return _differentiate(embedding, row, seen[0]) if len(seen) == 1 else None
+
+
+def _through(embed: Callable[[Any], Any], cells: Any, row: Any) -> _Split | None:
+    """As `_split`, for a map that is there already."""
+    with importlib.import_module("torch").enable_grad():
+        leaf = cells.detach().requires_grad_()
+        return _differentiate(embed(leaf), row, leaf)
 
 
 def _differentiate(embedding: Any, row: Any, leaf: Any) -> _Split | None:
