@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmsearch.retrieval.clauses import read_picture, text_rows
 from mmsearch.retrieval.encoders.cells import Cells, Method, spread
-from mmsearch.retrieval.errors import MediaError, PathNotFound, UsageError
+from mmsearch.retrieval.errors import UsageError
+from mmsearch.retrieval.query import TextClause
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,7 +97,7 @@ class HeatMap:
         return heat
 
     @property
-    def spread(self) -> float:
+    def half_of_heat(self) -> float:
         """The smallest share of the seen picture that holds half of the heat; 0.5 or near it if it is everywhere."""
         heat = np.sort(self.heat[~np.isnan(self.heat)])[::-1]
         total = heat.sum(dtype=np.float64)
@@ -142,15 +144,10 @@ def heat_map(encoder: Callable[[], Encoder], query: str, image: str | Path | byt
         PathNotFound: there is no such picture.
         MediaError: it is no picture.
     """
-    if not query.strip():
-        raise UsageError("the query is empty; type what to look for in the picture")
-    try:
-        query.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError("the query is not valid UTF-8 text") from None
+    TextClause(query)  # refuses what says nothing
     picture = _picture(image)
     found = encoder()
-    return heat_map_of(found, picture, found.encode_texts([query])[0])
+    return heat_map_of(found, picture, text_rows(found, [query])[0])
 
 
 def heat_map_of(encoder: Encoder, picture: Image.Image, row: NDArray[np.float32]) -> HeatMap:
@@ -193,23 +190,12 @@ def _picture(image: str | Path | bytes | Image.Image) -> Image.Image:
     if isinstance(image, str | Path):
         if not str(image):
             raise UsageError("the path of the picture is empty")
-        content, name = _content(Path(image)), str(image)
+        content, name = read_picture(Path(image)), str(image)
     elif isinstance(image, bytes | bytearray | memoryview):
         content, name = bytes(image), "the picture"
     else:
         return upright(image)
     return load_image(content, target=(MAX_SIDE // 2, MAX_SIDE // 2), name=name).image
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise PathNotFound(f"{path} does not exist") from None
-    except OSError as error:
-        raise MediaError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a null byte
-        raise UsageError(f"{str(path)!r} is no path: {error}") from error
 
 
 def _resized(

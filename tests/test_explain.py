@@ -342,17 +342,17 @@ def test_what_the_model_does_not_see_is_dark_and_never_hottest() -> None:
 def test_a_map_without_differences_is_cold() -> None:
     flat = _map(np.full((4, 4), 0.3), _noise(20, 20))
     assert flat.heat.max() == 0
-    assert flat.spread == 0.5
+    assert flat.half_of_heat == 0.5
     flat.paint()
 
 
-def test_spread_is_the_area_of_half_the_heat() -> None:
+def test_half_of_the_heat_lies_on_so_much_of_the_picture() -> None:
     picture = Image.new("RGB", (160, 160))
     one, many = np.zeros((8, 8)), np.zeros((8, 8))
     one[2, 2] = 1
     many[:, :3] = 1
-    assert _map(one, picture).spread < 0.03
-    assert _map(many, picture).spread == pytest.approx(3 / 16, abs=0.03)
+    assert _map(one, picture).half_of_heat < 0.03
+    assert _map(many, picture).half_of_heat == pytest.approx(3 / 16, abs=0.03)
 
 
 def test_lightness_rises_in_even_steps() -> None:

@@ -65,7 +65,7 @@ def explain(
                 "score": found.score,
                 "hottest": [x, y],
                 "size": [width, height],
-                "half_of_heat": round(found.spread, 4),
+                "half_of_heat": round(found.half_of_heat, 4),
                 "method": found.method,
                 "model": found.model,
             }
@@ -73,7 +73,7 @@ def explain(
     elif output.is_terminal(sys.stdout):
         output.write(output.safe(f"{found.score:.3f}  {out}"))
         hottest = f"hottest at {x},{y} of {width} x {height} pixels"
-        half = f"half of the heat on {found.spread:.0%} of the picture"
+        half = f"half of the heat on {found.half_of_heat:.0%} of the picture"
         output.say(output.safe(f"{hottest}; {half} ({found.model}, {found.method})"))
     else:
         output.write(f"{found.score:.6f}\t{x},{y}\t{output.safe(str(out))}")
