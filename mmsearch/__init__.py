@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UnsafeFilesystem,
         UsageError,
     )
+    from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import ImageClause, ItemClause, Query, TextClause
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
     from mmsearch.retrieval.types import (
@@ -75,6 +76,7 @@ _HOMES = {
         "UnsafeFilesystem",
         "UsageError",
     ),
+    "mmsearch.retrieval.explain": ("HeatMap",),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
     "mmsearch.retrieval.query": ("ImageClause", "ItemClause", "Query", "TextClause"),
     "mmsearch.retrieval.types": (
@@ -100,6 +102,7 @@ __all__ = [
     "Explanation",
     "Failure",
     "FilterSyntaxError",
+    "HeatMap",
     "Hit",
     "HitExplanation",
     "ImageClause",

@@ -7,6 +7,7 @@ sqlalchemy.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,10 +45,13 @@ if TYPE_CHECKING:
     from mmsearch.indexers.rows import BadRow, Item, Row
     from mmsearch.indexers.rowsources import RowsSource
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import Query
     from mmsearch.retrieval.store.doctor import Diagnosis
     from mmsearch.retrieval.store.local import LocalStore
     from mmsearch.retrieval.store.reader import Snapshot
+
+_log = logging.getLogger(__name__)
 
 ENVIRONMENT = "MMSEARCH_INDEX"
 """Environment variable that names the index folder when no path is given."""
@@ -517,6 +521,32 @@ class Index:
                 min_relevance=min_relevance,
                 include_self=include_self,
             )
+
+    def heat_map(self, query: str, image: str | os.PathLike[str] | bytes | Image.Image) -> HeatMap:
+        """Where in a picture a text is; the picture need not be in the index.
+
+        Asks the model named in `open`, else that of the index; without an index the one that a new index would have.
+
+        Args:
+            query: literal text, in a language that the model reads.
+            image: path, file content or Pillow image.
+
+        Raises:
+            UsageError: the query is empty.
+            PathNotFound: there is no such picture.
+            MediaError: it is no picture.
+        """
+        from mmsearch.retrieval.explain import heat_map
+
+        model = self._model
+        if model == "auto":
+            try:
+                with self._snapshot() as snapshot:
+                    model = snapshot.model
+            except IndexNotFound:
+                _log.info("there is no index at %s yet: the default model looks", self.path)
+        source = Path(image) if isinstance(image, os.PathLike) else image
+        return heat_map(lambda: self._encoders.get(model), query, source)
 
     def info(self) -> IndexInfo:
         """What the index holds now. Raises IndexNotFound if there is none."""

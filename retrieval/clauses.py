@@ -64,7 +64,7 @@ class ClauseEncoder:
         """
         texts = [clause.text for clause in clauses if isinstance(clause, TextClause)]
         pictures = [self._picture(clause) for clause in clauses if isinstance(clause, ImageClause)]
-        rows = iter(self._texts(texts)) if texts else iter(())
+        rows = iter(text_rows(self._encoder(), texts)) if texts else iter(())
         looked_at = iter(pictures)
         embedded = []
         for clause in clauses:
@@ -105,28 +105,13 @@ class ClauseEncoder:
             )
         return encoder
 
-    def _texts(self, texts: list[str]) -> NDArray[np.float32]:
-        encoder = self._encoder()
-        if getattr(encoder, "languages", None) == ("en",) and any(map(_has_other_letters, texts)):
-            _log.warning("the model %s understands English only: answers to this query mean little", encoder.name)
-        for text in texts:
-            # A token is at least one character, so most queries need no count.
-            tokens = encoder.count_tokens(text) if len(text) > encoder.max_tokens - 2 else 0
-            if tokens > encoder.max_tokens:
-                _log.warning(
-                    "the query has %d tokens and the model reads %d: the rest was cut off",
-                    tokens,
-                    encoder.max_tokens,
-                )
-        return encoder.encode_texts(texts)
-
     def _picture(self, clause: ImageClause) -> tuple[NDArray[np.float32], frozenset[int]]:
         """The embedding of a picture, and the items of the same content."""
         from mmsearch.retrieval.media import content_hash, load_image, upright
 
         image = clause.image
         if isinstance(image, str | Path):
-            content, name = _read(Path(os.path.expanduser(image))), os.path.normpath(os.path.expanduser(image))
+            content, name = read_picture(Path(os.path.expanduser(image))), os.path.normpath(os.path.expanduser(image))
         elif isinstance(image, bytes | bytearray | memoryview):
             content, name = bytes(image), "the query image"
         else:
@@ -147,6 +132,38 @@ class ClauseEncoder:
         return row / np.float32(np.linalg.norm(row)), self._snapshot.same_content(clause.item_id)
 
 
+def text_rows(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
+    """(n, dim) rows of texts; what the model cannot read, or only in part, is logged as a warning."""
+    if getattr(encoder, "languages", None) == ("en",) and any(map(_has_other_letters, texts)):
+        _log.warning("the model %s understands English only: answers to this query mean little", encoder.name)
+    for text in texts:
+        # A token is at least one character, so most queries need no count.
+        tokens = encoder.count_tokens(text) if len(text) > encoder.max_tokens - 2 else 0
+        if tokens > encoder.max_tokens:
+            _log.warning(
+                "the query has %d tokens and the model reads %d: the rest was cut off", tokens, encoder.max_tokens
+            )
+    return encoder.encode_texts(texts)
+
+
+def read_picture(path: Path) -> bytes:
+    """The content of a picture file that a query names.
+
+    Raises:
+        PathNotFound: it does not exist.
+        MediaError: it cannot be read.
+        UsageError: it is no path.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise PathNotFound(f"{path} does not exist") from None
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a null byte
+        raise UsageError(f"{str(path)!r} is no path: {error}") from error
+
+
 def _first(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     row: NDArray[np.float32] = rows[0]
     return row
@@ -159,14 +176,3 @@ def _has_other_letters(text: str) -> bool:
         for char in text
         if ord(char) > 0x7F
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise PathNotFound(f"{path} does not exist") from None
-    except OSError as error:
-        raise MediaError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a null byte
-        raise UsageError(f"{str(path)!r} is no path: {error}") from error

@@ -237,3 +237,46 @@ def test_a_caption_query_counts_for_its_photo(repository: Path, monkeypatch: pyt
     quality = load_script(repository, "quality", monkeypatch)
     successes = np.array([True, False, True, True, False])
     assert quality._by_photo(successes, [0, 0, 1, 1, 3]).tolist() == [0.5, 1.0, 0.0]
+
+
+def test_pointing_writes_its_figures(repository: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pointing.json"
+    printed = run_script(
+        repository, "pointing.py", "--data", data, "--model", "fake", "--train", 0, "--cases", 12, "--out", out
+    )
+    result = json.loads(out.read_text("utf-8"))
+    assert [figure["name"] for figure in result["figures"]] == ["val en", "val zh"]
+    assert result["model"]["name"] == "fake"
+    for figure in result["figures"]:
+        assert (figure["cases"], figure["methods"]) == (12, ["crops"])
+        assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
+        assert figure["value"] >= 0.6  # the fake knows colours, but two photos of a case may have the same
+        assert figure["name"] in printed
+    assert "floor 0.6: met" in printed
+
+
+def test_a_collage_is_read_as_it_is_laid(repository: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pointing = load_script(repository, "pointing", monkeypatch)
+    folder = data / "flickr8k" / "images"
+    photos = [folder / f"{colour}-square.jpg" for colour in ("red", "green", "blue", "yellow")]
+    whole = pointing.collage(photos)
+    seen = set()
+    for x, y in ((0.1, 0.1), (0.9, 0.1), (0.1, 0.9), (0.9, 0.9)):
+        red, green, blue = whole.getpixel((int(x * whole.width), int(y * whole.height)))
+        expected = ((red > 200, green > 100, blue > 200)) == {
+            0: (True, False, False),
+            1: (False, True, False),
+            2: (False, False, True),
+            3: (True, True, False),
+        }[pointing.place_of((x, y))]
+        assert expected
+        seen.add(pointing.place_of((x, y)))
+    assert seen == {0, 1, 2, 3}
+    assert len({case.photos[case.place] for case in pointing.cases(_val(data), 40, 1)}) > 6
+    assert all(len(set(case.photos)) == 4 for case in pointing.cases(_val(data), 40, 1))
+
+
+def _val(data: Path) -> Any:
+    from mmsearch.indexers.train.data import read_captioned
+
+    return read_captioned(data / "flickr8k", "val")

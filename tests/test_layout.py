@@ -21,12 +21,19 @@ _ARROW = {
 _WALLS = {
     "torch": (
         "mmsearch.retrieval.encoders.open_clip",
+        "mmsearch.retrieval.encoders.towers",
         "mmsearch.retrieval.encoders.export",
         "mmsearch.indexers.train",
     ),
     "faiss": ("mmsearch.retrieval.store.segments",),
     "sqlalchemy": tuple(f"mmsearch.retrieval.store.{name}" for name in ("catalog", "migrations", "models", "schema")),
-    "PIL": ("mmsearch.retrieval.media", "mmsearch.retrieval.encoders", "mmsearch.indexers.train", "mmsearch.demo"),
+    "PIL": (
+        "mmsearch.retrieval.media",
+        "mmsearch.retrieval.encoders",
+        "mmsearch.retrieval.explain",
+        "mmsearch.indexers.train",
+        "mmsearch.demo",
+    ),
     "pyarrow": ("mmsearch.indexers.tables",),
     "typer": ("mmsearch.cli",),
     "rich": ("mmsearch.cli", "mmsearch.output", "mmsearch.progress"),

@@ -205,6 +205,9 @@ def test_the_bundle_of_a_run_computes_what_was_trained(sources: Any, recipe: dic
         assert (encoder.encode_texts(texts) * expected).sum(1).min() > 0.9995
         images = encoder.encode_images([encoder.preprocess(Image.open(path).convert("RGB")) for path in paths])
         assert (images * expected_images).sum(1).min() > 0.999  # cached features are float16
+        cells = encoder.heat_map(Image.open(paths[0]).convert("RGB"), images[0])
+        assert cells.scores.shape == (17, 17)
+        assert 0 < cells.scores.max() <= 1 and cells.scores.std() > 0
     first, second = (json.loads((tmp_path / b / "model.json").read_text())["identity"] for b in ("8", "16"))
     assert first != second
 

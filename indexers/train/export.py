@@ -2,7 +2,7 @@
 
 One safetensors file holds every weight, under the names that open_clip's CustomTextCLIP would use plus a suffix
 for packed matrices. Two ONNX graphs without weights of their own point into that file by offset, so nothing is
-stored twice: ONNX Runtime, numpy and torch read the same bytes.
+stored twice: ONNX Runtime, numpy and torch read the same bytes. A third graph shows where in a picture a query is.
 
 Packed matrices (rows, columns), in blocks of 32 along a row:
     NAME.q4     (rows, columns / 32, 16) uint8: byte j of a block holds weights 2j (low) and 2j + 1 (high)
@@ -51,6 +51,8 @@ def export(preparation: Preparation, student: Student, folder: Path, *, upper_bi
     (folder / "text.onnx").write_bytes(graphs.text_graph(places, layers, preparation.text.heads, preparation.text.eps))
     (folder / "image.onnx").write_bytes(graphs.image_graph(places, preparation.image))
     (folder / "pieces.txt").write_bytes("\n".join(preparation.pieces).encode())
+    # Not part of the identity: it computes no embedding that is stored.
+    (folder / "windows.onnx").write_bytes(graphs.image_graph(places, preparation.image, windows=True))
     digest = hashlib.sha256()
     for name in (WEIGHTS, "text.onnx", "image.onnx", "pieces.txt"):
         digest.update((folder / name).read_bytes())

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import nn
 
+from mmsearch.retrieval.encoders.cells import WINDOW
+
 BLOCK = 32
 """Weights per block of a packed matrix."""
 
@@ -142,8 +144,12 @@ def text_graph(places: Places, layers: int, heads: int, eps: float) -> bytes:
     return g.finish("text", inputs, g.linear(pooled, "text.proj", bias=False), ["n", "dim"])
 
 
-def image_graph(places: Places, model: Any, *, head: bool = True) -> bytes:
-    """(n, height, width, 3) uint8 pixels to (n, dim), or without the head to pooled features."""
+def image_graph(places: Places, model: Any, *, head: bool = True, windows: bool = False) -> bytes:
+    """(n, height, width, 3) uint8 pixels to (n, dim), or without the head to pooled features.
+
+    With `windows`, to (n, rows, columns, dim): what the tower would give if it pooled each square of `WINDOW` cells of
+    its last map, instead of all of them. A sliding window that costs one pass (Sermanet et al., OverFeat, ICLR 2014).
+    """
     g = _Graph(places)
 
     def conv(x: str, name: str, module: nn.Conv2d) -> str:
@@ -180,8 +186,11 @@ def image_graph(places: Places, model: Any, *, head: bool = True) -> bytes:
             if block.has_skip:
                 x = g.node("Add", x, shortcut)
     x = norm(conv(x, "conv_head", model.conv_head), "bn2", model.bn2, active=True)
-    x = g.node("Flatten", g.node("GlobalAveragePool", x), axis=1)
+    if windows:
+        x = g.node("Transpose", g.node("AveragePool", x, kernel_shape=[WINDOW, WINDOW]), perm=[0, 2, 3, 1])
+    else:
+        x = g.node("Flatten", g.node("GlobalAveragePool", x), axis=1)
     if head:
         x = g.linear(g.node("Gelu", g.linear(x, "visual.head.mlp.fc1")), "visual.head.mlp.fc2", bias=False)
     inputs = [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", "height", "width", 3])]
-    return g.finish("image", inputs, x, ["n", "dim"])
+    return g.finish("image", inputs, x, ["n", "rows", "columns", "dim"] if windows else ["n", "dim"])

@@ -11,6 +11,7 @@ import os
 import sys
 
 from mmsearch.cli import commands as commands
+from mmsearch.cli import explanation as explanation
 from mmsearch.cli import upkeep as upkeep
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
 from mmsearch.cli.talk import hush, log_handler

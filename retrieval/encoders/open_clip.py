@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from mmsearch.retrieval.encoders.cells import Cells
+
 _log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -208,12 +210,9 @@ class OpenClipEncoder:
         self._tokenizing = threading.Lock()
         self._model = _build(open_clip, files)
         settings = open_clip.get_model_preprocess_cfg(self._model)
-        self._transform = open_clip.image_transform(
-            settings["size"],
-            is_train=False,
-            **{key: settings[key] for key in _PREPROCESS if settings.get(key) is not None},
-            fill_color=settings.get("fill_color", 0),
-        )
+        self._resize_mode = settings.get("resize_mode") or "shortest"
+        self._transform_of = functools.cache(lambda times: _transform(open_clip, settings, times))
+        self._transform = self._transform_of(1)
         self._tokenizer = _tokenizer(open_clip, files)
         self._model = self._model.to(self._device).eval()
         height, width = _pair(settings["size"])
@@ -246,6 +245,29 @@ class OpenClipEncoder:
             self._model.encode_text,
             (self._tokens(texts[start : start + self._text_batch]) for start in range(0, len(texts), self._text_batch)),
         )
+
+    def heat_map(self, image: Image.Image, row: NDArray[np.float32]) -> Cells | None:
+        """Scores the places of an upright RGB picture for a query; None if the tower is of no known kind."""
+        from mmsearch.retrieval.encoders.cells import Cells
+        from mmsearch.retrieval.encoders.towers import score_cells
+
+        def pixels(times: int) -> Any:
+            return self._transform_of(times)(image)[None].to(self._device)
+
+        found = score_cells(self._model.visual, pixels, self._torch.from_numpy(row).to(self._device))
+        return found and Cells(*found, self._box(image.size))
+
+    def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """What `preprocess` lets the model see of a picture (width, height): less where it crops, more where it pads.
+
+        Left, top, right, bottom as shares of the picture.
+        """
+        if self._resize_mode == "squash":
+            return (0.0, 0.0, 1.0, 1.0)
+        scales = (self.image_size[1] / size[0], self.image_size[0] / size[1])
+        scale = min(scales) if self._resize_mode == "longest" else max(scales)
+        across, down = (each / scale / 2 for each in scales)
+        return (0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` before any cut, with those that mark its ends."""
@@ -305,6 +327,17 @@ def _build(open_clip: Any, files: ModelFiles) -> Any:
     except Exception as error:  # whatever a damaged file makes of itself, it is the file's fault
         raise ModelUnavailable(f"{files.weights} does not load: {hub.one_line(error)}") from error
     return model
+
+
+def _transform(open_clip: Any, settings: dict[str, Any], times: int) -> Any:
+    """The model's evaluation transform, to that many times its size."""
+    height, width = _pair(settings["size"])
+    return open_clip.image_transform(
+        (height * times, width * times),
+        is_train=False,
+        **{key: settings[key] for key in _PREPROCESS if settings.get(key) is not None},
+        fill_color=settings.get("fill_color", 0),
+    )
 
 
 def _tokenizer(open_clip: Any, files: ModelFiles) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.retrieval.encoders.cells import WINDOW, Cells, spread
 from mmsearch.retrieval.encoders.machine import usable_cpus
 from mmsearch.retrieval.encoders.starter.tokenizer import UnigramTokenizer
 
@@ -147,6 +148,13 @@ class StarterEncoder:
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` before any cut."""
         return self.tokenizer.count(text)
+
+    def heat_map(self, image: Image.Image, row: NDArray[np.float32]) -> Cells:
+        """Scores the places of an upright RGB picture for a query, seen at twice the size that embeddings are of."""
+        pixels = np.asarray(image.resize((2 * self.image_size[1], 2 * self.image_size[0]), 3))
+        (windows,) = self._tower("windows.onnx").run(None, {"pixels": pixels[None]})[0]
+        scores = windows @ row / np.linalg.norm(windows, axis=-1)
+        return Cells(spread(scores, WINDOW), "windows")
 
     def _states(self, ids: list[list[int]]) -> dict[str, NDArray[np.float32]]:
         """Inputs of the text tower: word + position embeddings (n, l, width), and the mask (n, l)."""
