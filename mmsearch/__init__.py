@@ -35,7 +35,19 @@ if TYPE_CHECKING:
         UsageError,
     )
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, ReindexReport, Report, RootInfo
+    from mmsearch.retrieval.types import (
+        DuplicateGroup,
+        DuplicatePicture,
+        DuplicateReport,
+        Failure,
+        Hit,
+        IndexInfo,
+        ItemInfo,
+        Picture,
+        ReindexReport,
+        Report,
+        RootInfo,
+    )
 
 __version__ = "0.1.0"
 
@@ -59,12 +71,27 @@ _HOMES = {
         "UsageError",
     ),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
-    "mmsearch.retrieval.types": ("Failure", "Hit", "IndexInfo", "ItemInfo", "ReindexReport", "Report", "RootInfo"),
+    "mmsearch.retrieval.types": (
+        "DuplicateGroup",
+        "DuplicatePicture",
+        "DuplicateReport",
+        "Failure",
+        "Hit",
+        "IndexInfo",
+        "ItemInfo",
+        "Picture",
+        "ReindexReport",
+        "Report",
+        "RootInfo",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Diagnosis",
+    "DuplicateGroup",
+    "DuplicatePicture",
+    "DuplicateReport",
     "Failure",
     "Hit",
     "Index",
@@ -82,6 +109,7 @@ __all__ = [
     "ModelMismatch",
     "ModelUnavailable",
     "PathNotFound",
+    "Picture",
     "Problem",
     "Progress",
     "ReindexReport",

@@ -19,7 +19,17 @@ from mmsearch.additions import batches, joined, sorted_out
 from mmsearch.encoders import VECTORS, Encoders
 from mmsearch.lease import Lease
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
-from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ItemInfo, Modality, ReindexReport, Report, Selection
+from mmsearch.retrieval.types import (
+    DuplicateReport,
+    Failure,
+    Hit,
+    IndexInfo,
+    ItemInfo,
+    Modality,
+    ReindexReport,
+    Report,
+    Selection,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -463,6 +473,29 @@ class Index:
             return searcher.search(
                 query, image=source, vector=vector, k=k, modality=modality, include_self=include_self
             )
+
+    def duplicates(
+        self, *, threshold: float | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> DuplicateReport:
+        """Groups of pictures that are nearly the same, each with the one to keep; changes nothing.
+
+        Every duplicate was compared with the picture that is kept: their content is equal, or their perceptual
+        hashes and embeddings are close, or their embeddings very close. Only files that are there as they were
+        indexed are told of.
+
+        Args:
+            threshold: cosine of embeddings that is enough by itself; by default it follows from how alike the
+                pictures of this index are in general.
+            progress: called with the pictures that are compared so far, and all there are.
+
+        Raises:
+            UsageError: the threshold is no cosine above 0.
+            IndexNotFound: there is no index at this path yet.
+        """
+        from mmsearch.retrieval.duplicates import find_duplicates
+
+        with self._snapshot() as snapshot:
+            return find_duplicates(snapshot, threshold=threshold, progress=progress)
 
     def info(self) -> IndexInfo:
         """What the index holds now. Raises IndexNotFound if there is none."""

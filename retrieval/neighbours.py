@@ -43,11 +43,13 @@ _BITS_OF_BYTE = np.array([number.bit_count() for number in range(256)], np.uint8
 def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint8]:
     """In how many bits hashes differ, element by element."""
     differing = a ^ b
+    counted: NDArray[np.uint8]
     if hasattr(np, "bitwise_count"):  # since numpy 2.0
-        counted: NDArray[np.uint8] = np.bitwise_count(differing)
-        return counted
-    bytes_ = np.ascontiguousarray(differing)[..., None].view(np.uint8)
-    return _BITS_OF_BYTE[bytes_].sum(axis=-1, dtype=np.uint8)
+        counted = np.bitwise_count(differing)
+    else:
+        bytes_ = np.ascontiguousarray(differing)[..., None].view(np.uint8)
+        counted = _BITS_OF_BYTE[bytes_].sum(axis=-1, dtype=np.uint8)
+    return counted
 
 
 def hash_pairs(
@@ -189,9 +191,7 @@ def _everything(count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
         yield rest[:_BLOCK_HOMES], rest, 1 - (left / count) ** 2
 
 
-def _around_centres(
-    rows: Rows, count: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
+def _around_centres(rows: Rows, count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
     """For every centre the rows that are at home there, those for which it is one of the nearest, the share done."""
     centres = _centres(rows, count, count // _ROWS_PER_CENTRE)
     probes = min(_PROBES, len(centres))

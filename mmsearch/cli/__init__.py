@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 
+from mmsearch.cli import collection as collection
 from mmsearch.cli import commands as commands
 from mmsearch.cli import upkeep as upkeep
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
