@@ -193,7 +193,7 @@ def _everything(count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
 
 def _around_centres(rows: Rows, count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
     """For every centre the rows that are at home there, those for which it is one of the nearest, the share done."""
-    centres = _centres(rows, count, count // _ROWS_PER_CENTRE)
+    centres = _centres(rows, count, max(1, count // _ROWS_PER_CENTRE))
     probes = min(_PROBES, len(centres))
     home = np.empty(count, np.int64)
     near = np.empty((count, probes), np.int32)
