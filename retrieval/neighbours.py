@@ -154,7 +154,7 @@ def vector_pairs(
 ) -> Iterator[ScoredPairs]:
     """Pairs of rows with an inner product of at least `least`, give or take rounding, with that product.
 
-    Up to `EXACT_ROWS` all are compared with all. Above, rows are gathered around centres (k-means on a sample), and
+    Up to `EXACT_ROWS` all are compared with all. Above, rows are gathered around centres (spherical k-means), and
     each is compared with the rows of the centres that are nearest to it: most pairs are found, and the nearer the
     surer.
 
@@ -193,11 +193,11 @@ def _everything(count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int6
 
 def _around_centres(rows: Rows, count: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], float]]:
     """For every centre the rows that are at home there, those for which it is one of the nearest, the share done."""
-    centres = _centres(rows, count, max(1, count // _ROWS_PER_CENTRE))
+    mean, centres = _centres(rows, count, max(1, count // _ROWS_PER_CENTRE))
     probes = min(_PROBES, len(centres))
     home = np.empty(count, np.int64)
     near = np.empty((count, probes), np.int32)
-    bias = 0.5 * np.einsum("ij,ij->i", centres, centres)
+    bias = centres @ mean
     for start in range(0, count, _BLOCK_ROWS):
         some = slice(start, min(start + _BLOCK_ROWS, count))
         scores = rows(np.arange(some.start, some.stop)) @ centres.T - bias
@@ -214,14 +214,26 @@ def _around_centres(rows: Rows, count: int) -> Iterator[tuple[NDArray[np.int64],
             yield homes, visitors, (at + 1) / len(centres)
 
 
-def _centres(rows: Rows, count: int, wanted: int) -> NDArray[np.float32]:
-    """Centres of k-means on a sample, the same every time."""
+def _centres(rows: Rows, count: int, wanted: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The mean of all rows, and centres of spherical k-means around it; of a sample, the same every time.
+
+    Embeddings lie in a cone. Seen from the origin, centres of much that differs are short and near to everything:
+    a few of them would be home to half of all rows.
+    """
     chosen = np.random.default_rng(0).permutation(count)[: wanted * _SAMPLES_PER_CENTRE]
     sample = rows(chosen)
+    mean = sample.mean(axis=0)
+    sample = _unit(sample - mean)
     centres = sample[:wanted].copy()
     for _ in range(_ROUNDS):
-        nearest = (sample @ centres.T - 0.5 * np.einsum("ij,ij->i", centres, centres)).argmax(axis=1)
+        nearest = (sample @ centres.T).argmax(axis=1)
         order = np.argsort(nearest, kind="stable")
         for start, end in _runs(nearest[order]):
-            centres[nearest[order[start]]] = sample[order[start:end]].mean(axis=0)
-    return centres
+            centres[nearest[order[start]]] = sample[order[start:end]].sum(axis=0)
+        centres = _unit(centres)
+    return mean, centres
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, np.float32(1))

@@ -340,7 +340,7 @@ def test_vectors_that_were_removed_are_not_found(tmp_path: Path) -> None:
     with mmsearch.open(tmp_path / "index") as index:
         index.add_vectors(["a", "b", "c"], [[1.0, 0.0], [1.0, 0.001], [0.0, 1.0]], modality="image")
         (group,) = index.duplicates().groups
-        assert (group.keep.uri, [one.uri for one in group.duplicates]) == ("id=a", ["id=b"])
+        assert {group.keep.uri, *(one.uri for one in group.duplicates)} == {"id=a", "id=b"}
         assert group.keep.path is None and group.duplicates[0].phash_distance is None
         index.remove(ids=["b"])
         assert index.duplicates() == DuplicateReport((), 2, 0)
