@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsearch.retrieval.errors import IndexCorrupt, UsageError
-from mmsearch.retrieval.neighbours import hamming, hash_pairs, vector_pairs
+from mmsearch.retrieval.neighbours import hamming, hash_pairs, unit_rows, vector_pairs
 from mmsearch.retrieval.types import DuplicateGroup, DuplicatePicture, DuplicateReport, Picture, Stamp
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def rule_of(embeddings: Embeddings, *, threshold: float | None = None) -> Duplic
     count = min(len(embeddings), _SAMPLE)
     if count < 2:
         return DuplicateRule.around(_USUAL, threshold=threshold)
-    sample = _unit(embeddings.rows(np.linspace(0, len(embeddings) - 1, count).astype(np.int64)))
+    sample = unit_rows(embeddings.rows(np.linspace(0, len(embeddings) - 1, count).astype(np.int64)))
     median = float(np.median((sample @ sample.T)[np.triu_indices(count, 1)]))
     typical = (count * median + _USUAL_WEIGHT * _USUAL) / (count + _USUAL_WEIGHT)
     return DuplicateRule.around(min(max(typical, 0.0), 1.0), threshold=threshold)
@@ -186,7 +186,7 @@ class _Vectors:
             raise IndexCorrupt("the index has pictures without vectors; `mmsearch doctor` says more")
 
     def rows(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        return _unit(self._embeddings.rows(self._at[places]))
+        return unit_rows(self._embeddings.rows(self._at[places]))
 
     def cosines(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of pairs, in float64, each by itself: the same whatever it is computed with."""
@@ -198,12 +198,6 @@ class _Vectors:
             lengths = np.sqrt((left * left).sum(axis=1) * (right * right).sum(axis=1))
             out[some] = (left * right).sum(axis=1) / np.where(lengths > 0, lengths, 1.0)
         return np.clip(out, -1.0, 1.0)
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows /= np.where(lengths > 0, lengths, 1)
-    return rows
 
 
 def near_duplicate_pairs(

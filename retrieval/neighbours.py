@@ -52,6 +52,13 @@ def hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint8]:
     return counted
 
 
+def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same array, with rows of length one; rows of zeros stay."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows /= np.where(lengths > 0, lengths, 1)
+    return rows
+
+
 def hash_pairs(
     hashes: NDArray[np.uint64], bits: int, *, progress: Callable[[float], None] = lambda share: None
 ) -> Iterator[Pairs]:
@@ -222,18 +229,13 @@ def _centres(rows: Rows, count: int, wanted: int) -> tuple[NDArray[np.float32], 
     """
     chosen = np.random.default_rng(0).permutation(count)[: wanted * _SAMPLES_PER_CENTRE]
     sample = rows(chosen)
-    mean = sample.mean(axis=0)
-    sample = _unit(sample - mean)
+    mean = sample.mean(axis=0, dtype=np.float32)
+    sample = unit_rows(sample - mean)
     centres = sample[:wanted].copy()
     for _ in range(_ROUNDS):
         nearest = (sample @ centres.T).argmax(axis=1)
         order = np.argsort(nearest, kind="stable")
         for start, end in _runs(nearest[order]):
             centres[nearest[order[start]]] = sample[order[start:end]].sum(axis=0)
-        centres = _unit(centres)
+        centres = unit_rows(centres)
     return mean, centres
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, np.float32(1))

@@ -81,7 +81,7 @@ def test_speed_writes_its_figures(repository: Path, data: Path, tmp_path: Path) 
     assert set(rescan["notes"]["us/file"]) == {"add", "command"}
 
 
-@pytest.mark.parametrize("script", ["speed", "store"])
+@pytest.mark.parametrize("script", ["search", "speed", "store"])
 def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     for name, measurement in load_script(repository, script, monkeypatch).MEASUREMENTS.items():
         assert measurement.__name__ == name.replace("-", "_")
@@ -237,3 +237,25 @@ def test_a_caption_query_counts_for_its_photo(repository: Path, monkeypatch: pyt
     quality = load_script(repository, "quality", monkeypatch)
     successes = np.array([True, False, True, True, False])
     assert quality._by_photo(successes, [0, 0, 1, 1, 3]).tolist() == [0.5, 1.0, 0.0]
+
+
+def test_search_writes_its_figures(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "search.json"
+    printed = run_script(repository, "search.py", "--items", 300, "--dim", 32, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    assert list(figures) == ["dupes-seconds", "dupes-memory", "dupes-recall", "dupes-exact"]
+    assert all(name in printed for name in figures)
+    assert figures["dupes-seconds"]["met"] and figures["dupes-seconds"]["notes"]["items"] == 300
+    assert figures["dupes-recall"]["value"] == 1.0
+    assert figures["dupes-exact"]["value"] == 1.0
+
+
+def test_photos_are_edited_in_every_way(repository: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = load_script(repository, "variants", monkeypatch)
+    measured = variants.measure(data / "flickr8k", "val", 2)
+    assert measured.count == 12 and len(measured.other_cosines) == 66
+    assert measured.kinds.tolist() == 2 * list(variants.KINDS)
+    saved = measured.kinds == "JPEG 90"
+    assert (measured.cosines[saved] > 0.95).all() and (measured.distances[saved] <= 4).all()
+    assert measured.cosines.max() <= 1.001
