@@ -18,7 +18,8 @@ def dupes(
     threshold: Annotated[
         float | None,
         typer.Option(
-            metavar="COSINE", help="How close embeddings must be where hashes differ, up to 1; by default by the index."
+            metavar="COSINE",
+            help="Embeddings as close as this are enough, up to 1; by default it follows from the index.",
         ),
     ] = None,
     index_path: IndexOption = None,
@@ -29,10 +30,10 @@ def dupes(
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Find pictures that are nearly the same: copies, other sizes, light edits. Deletes nothing.
+    """Find near-duplicates: copies, other sizes, light edits.
 
-    The one to keep comes first in each group: the most pixels, then the largest file, then the oldest. Each other
-    was compared with it. Files that changed since they were indexed are left out.
+    Nothing is deleted. The one to keep comes first in each group: the most pixels, then the largest file, then the
+    oldest. Each other was compared with it. Files that changed since they were indexed are left out.
     """
     from mmsearch import output
     from mmsearch.index import Index
