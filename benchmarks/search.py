@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from contest import HERE, Figure, child, first_line, python, write_result, write_table
 from machine import describe
-from variants import KINDS, Measured, measure
+from variants import KINDS, edited_album
 
-from mmsearch.retrieval.duplicates import DuplicateRule, is_near_duplicate
 from mmsearch.retrieval.store import LocalStore, NewItem
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Root, Stamp
 
@@ -174,29 +173,18 @@ def dupes_photos(shop: Workshop) -> Figure:
     """Edited photos of Flickr8k's validation set: share that counts as near-duplicate of its photo, light edits."""
     if shop.data is None:
         raise SystemExit("dupes-photos wants --data")
-    measured = measure(shop.data / "flickr8k", "val", shop.photos)
-    rule = DuplicateRule.around(measured.typical)
-    near = is_near_duplicate(measured.cosines, measured.distances, rule)
-    light = np.isin(measured.kinds, [kind for kind, edit in KINDS.items() if edit.light])
-    wrong = int(is_near_duplicate(measured.other_cosines, measured.other_distances, rule).sum())
-    notes = {
-        "photos": measured.count,
-        "pairs of different photos": len(measured.other_cosines),
-        "of them near-duplicates by the rule": wrong,
-        "precision, one edit a photo": round(_precision(near, wrong, measured), 4),
-        "by edit": {kind: round(float(near[measured.kinds == kind].mean()), 3) for kind in KINDS},
-        "rule": [round(float(rule.cosines[bits]), 3) for bits in (8, 12, 18, 64)],
+    album = edited_album(shop.data / "flickr8k", "val", shop.photos)
+    rule = album.rule()
+    near = album.near_their_photo(rule)
+    light = np.isin(album.kinds, [kind for kind, edit in KINDS.items() if edit.light])
+    notes: dict[str, Any] = {
+        "cosines at 8, 12, 18 bits and any": [round(float(rule.cosines[bits]), 3) for bits in (8, 12, 18, 64)],
+        "share by edit": {kind: round(float(near[album.kinds == kind].mean()), 3) for kind in KINDS},
     }
+    for what, edits in (("photos", False), ("photos and edits", True)):
+        wrong, pairs = album.mistaken(rule, edits=edits)
+        notes[f"mistaken pairs of different {what}"] = f"{wrong} of {pairs:,}"
     return Figure("dupes-photos", first_line(dupes_photos), float(near[light].mean()), ">=", 0.95, notes=notes)
-
-
-def _precision(near: NDArray[np.bool_], wrong: int, measured: Measured) -> float:
-    """Of the pairs that the rule accepts in a collection of the photos with one edit of each: share that is right.
-
-    Edits of different photos are taken to be as alike as the photos are, so that there are four times the pairs.
-    """
-    right = float(near.mean()) * measured.count
-    return right / (right + 4 * wrong)
 
 
 MEASUREMENTS: dict[str, Callable[[Workshop], Figure]] = {

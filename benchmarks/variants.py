@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from mmsearch.retrieval.duplicates import hash_distances
+from mmsearch.retrieval.duplicates import DuplicateRule, hash_distances, is_near_duplicate
 from mmsearch.retrieval.encoders.models import load_encoder
 from mmsearch.retrieval.errors import MediaError
 from mmsearch.retrieval.media import load_image
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 _SAMPLE = 1000
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,27 +113,49 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """How alike edits and their photos are, and how alike different photos.
+class Album:
+    """Photos and edits of some of them, embedded.
 
     Attributes:
-        count: of photos that are not edited.
-        typical: median cosine of different photos.
-        kinds, cosines, distances: of each edit: which, and against its photo.
-        other_cosines, other_distances: of each pair of different photos.
+        photos: of each picture, which photo it shows; the unedited ones come first.
+        kinds: of each picture, what was done to it; empty for the unedited.
+        hashes: perceptual, int64 (n).
+        rows: float64 (n, dim), of length one.
     """
 
-    count: int
-    typical: float
+    photos: NDArray[np.int64]
     kinds: NDArray[np.str_]
-    cosines: NDArray[np.float64]
-    distances: NDArray[np.uint8]
-    other_cosines: NDArray[np.float64]
-    other_distances: NDArray[np.uint8]
+    hashes: NDArray[np.int64]
+    rows: NDArray[np.float64]
+
+    def rule(self) -> DuplicateRule:
+        """The rule of an index of the unedited photos."""
+        rows = self.rows[self.kinds == ""]
+        sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(np.int64)]
+        return DuplicateRule.around(float(np.median((sample @ sample.T)[np.triu_indices(len(sample), 1)])))
+
+    def near_their_photo(self, rule: DuplicateRule) -> NDArray[np.bool_]:
+        """Of each picture whether the rule calls it a near-duplicate of its unedited photo."""
+        cosines = (self.rows * self.rows[self.photos]).sum(axis=1)
+        return is_near_duplicate(cosines, hash_distances(self.hashes, self.hashes[self.photos]), rule)
+
+    def mistaken(self, rule: DuplicateRule, *, edits: bool) -> tuple[int, int]:
+        """How many pairs of different photos the rule calls near-duplicates, and how many pairs there are."""
+        count = len(self.rows) if edits else int((self.kinds == "").sum())
+        wrong = pairs = 0
+        for start in range(0, count, _BLOCK):
+            some = np.arange(start, min(start + _BLOCK, count))[:, None]
+            others = np.arange(count)
+            different = (self.photos[some] != self.photos[others]) & (some < others)
+            cosines = self.rows[some[:, 0]] @ self.rows[:count].T
+            near = is_near_duplicate(cosines, hash_distances(self.hashes[some], self.hashes[:count]), rule)
+            wrong += int((near & different).sum())
+            pairs += int(different.sum())
+        return wrong, pairs
 
 
-def measure(folder: Path, split: str, edited: int) -> Measured:
-    """Edits some photos of a split, embeds everything with the starter, and compares."""
+def edited_album(folder: Path, split: str, edited: int) -> Album:
+    """The photos of a split and all edits of some of them, embedded by the starter."""
     entries = json.loads((folder / "captions.json").read_text("utf-8"))
     names = sorted(entry["file_name"] for entry in entries if entry["split"] == split)
     encoder = load_encoder("starter")
@@ -144,28 +167,18 @@ def measure(folder: Path, split: str, edited: int) -> Measured:
         except MediaError:
             continue  # a few are damaged
         contents.append(content)
-    hashes, rows = _embedded(encoder, contents)
+    photos = list(range(len(contents)))
+    kinds = [""] * len(contents)
     chance = np.random.default_rng(7)
-    kinds, photos, changed = [], [], []
     for photo in chance.permutation(len(contents))[:edited].tolist():
         with Image.open(io.BytesIO(contents[photo])) as opened:
             image = opened.convert("RGB")
         for kind, edit in KINDS.items():
             kinds.append(kind)
             photos.append(photo)
-            changed.append(_jpeg(edit.change(image, chance), edit.quality))
-    edit_hashes, edit_rows = _embedded(encoder, changed)
-    i, j = np.triu_indices(len(contents), 1)
-    sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(np.int64)]
-    return Measured(
-        count=len(contents),
-        typical=float(np.median((sample @ sample.T)[np.triu_indices(len(sample), 1)])),
-        kinds=np.array(kinds),
-        cosines=(edit_rows * rows[photos]).sum(axis=1),
-        distances=hash_distances(edit_hashes, hashes[photos]),
-        other_cosines=(rows @ rows.T)[i, j],
-        other_distances=hash_distances(hashes[i], hashes[j]),
-    )
+            contents.append(_jpeg(edit.change(image, chance), edit.quality))
+    hashes, rows = _embedded(encoder, contents)
+    return Album(np.array(photos), np.array(kinds), hashes, rows)
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:

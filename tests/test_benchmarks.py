@@ -253,9 +253,12 @@ def test_search_writes_its_figures(repository: Path, tmp_path: Path) -> None:
 
 def test_photos_are_edited_in_every_way(repository: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants = load_script(repository, "variants", monkeypatch)
-    measured = variants.measure(data / "flickr8k", "val", 2)
-    assert measured.count == 12 and len(measured.other_cosines) == 66
-    assert measured.kinds.tolist() == 2 * list(variants.KINDS)
-    saved = measured.kinds == "JPEG 90"
-    assert (measured.cosines[saved] > 0.95).all() and (measured.distances[saved] <= 4).all()
-    assert measured.cosines.max() <= 1.001
+    album = variants.edited_album(data / "flickr8k", "val", 2)
+    assert album.kinds.tolist() == 12 * [""] + 2 * list(variants.KINDS)
+    rule = album.rule()
+    near = album.near_their_photo(rule)
+    assert near[album.kinds == ""].all() and near[album.kinds == "JPEG 90"].all()
+    count = len(album.photos)
+    different = [(i, j) for j in range(count) for i in range(j) if album.photos[i] != album.photos[j]]
+    assert album.mistaken(rule, edits=True)[1] == len(different)
+    assert album.mistaken(rule, edits=False)[1] == 66
