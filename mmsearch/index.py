@@ -22,6 +22,7 @@ from mmsearch.lease import Lease
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
 from mmsearch.retrieval.types import (
     Answer,
+    DuplicateReport,
     Failure,
     FusionMethod,
     GroupBy,
@@ -547,6 +548,29 @@ class Index:
                 _log.info("there is no index at %s yet: the default model looks", self.path)
         source = Path(image) if isinstance(image, os.PathLike) else image
         return heat_map(lambda: self._encoders.get(model), query, source)
+
+    def duplicates(
+        self, *, threshold: float | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> DuplicateReport:
+        """Groups of pictures that are nearly the same, each with the one to keep; changes nothing.
+
+        Every duplicate was compared with the picture that is kept: their content is equal, or their perceptual
+        hashes and embeddings are close, or their embeddings very close. Only files that are there as they were
+        indexed are told of.
+
+        Args:
+            threshold: cosine of embeddings that is enough by itself; by default it follows from how alike the
+                pictures of this index are in general.
+            progress: called with the pictures that are compared so far, and all there are.
+
+        Raises:
+            UsageError: the threshold is no cosine above 0.
+            IndexNotFound: there is no index at this path yet.
+        """
+        from mmsearch.retrieval.duplicates import find_duplicates
+
+        with self._snapshot() as snapshot:
+            return find_duplicates(snapshot, threshold=threshold, progress=progress)
 
     def info(self) -> IndexInfo:
         """What the index holds now. Raises IndexNotFound if there is none."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmsearch.indexers.plan import RunEstimate
     from mmsearch.retrieval.encoders.models import ModelStatus
     from mmsearch.retrieval.store.doctor import Diagnosis
-    from mmsearch.retrieval.types import Failure, Hit, IndexInfo, ReindexReport, Report
+    from mmsearch.retrieval.types import DuplicateReport, Failure, Hit, IndexInfo, Picture, ReindexReport, Report
 
 _SNIPPET = 160
 _FAILURES_SHOWN = 20
@@ -157,6 +157,37 @@ def write_diagnosis(diagnosis: Diagnosis, *, people: bool, repair: bool) -> None
         say("the index is damaged; nothing was changed. `mmsearch doctor --repair` mends what can be mended")
 
 
+def write_duplicates(report: DuplicateReport, *, people: bool) -> None:
+    """Groups of near-duplicates, the picture to keep first; for programs tab-separated, with the group's number."""
+    for number, group in enumerate(report.groups, 1):
+        for what, one in (("keep", group.keep), *(("duplicate", one) for one in group.duplicates)):
+            pixels = "?" if one.width is None or one.height is None else f"{one.width}x{one.height}"
+            if not people:
+                write(f"{number}\t{what}\t{pixels}\t{one.size}\t{safe(_shown_path(one))}")
+            else:
+                mark = "keep" if what == "keep" else ""
+                write(f"{mark:<4}  {pixels:>11}  {_size(one.size):>9}  {safe(_shown_path(one))}")
+        if people:
+            write("")
+
+
+def duplicate_lines(report: DuplicateReport) -> list[str]:
+    """What `dupes` says beside the groups, for a person."""
+    lines = []
+    compared = counted(report.pictures, "picture")
+    if report.groups:
+        count = sum(len(group.duplicates) for group in report.groups)
+        size = _size(sum(group.bytes for group in report.groups))
+        found = f"{counted(count, 'near-duplicate')} in {counted(len(report.groups), 'group')}"
+        lines.append(f"{found} among {compared}; without them {size} less")
+    elif report.pictures:
+        lines.append(f"no near-duplicates among {compared}")
+    if report.left_out:
+        files = counted(report.left_out, "file")
+        lines.append(f"left out: {files} not there now, or changed since indexed (`mmsearch index` catches up)")
+    return lines
+
+
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
     """Failed files with their reasons; a long list is cut, `list --failed` has it whole."""
     if not failures:
@@ -226,8 +257,8 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _shown_path(hit: Hit) -> str:
-    return str(hit.path) if hit.path is not None else hit.uri
+def _shown_path(shown: Hit | Picture) -> str:
+    return str(shown.path) if shown.path is not None else shown.uri
 
 
 def _escaped(char: str) -> str:

@@ -99,6 +99,17 @@ class ProgressDisplay:
         failures = f"{progress.failed} failed" if progress.failed else ""
         self._files.update(self._task, completed=progress.done, total=progress.total, failures=failures)
 
+    def on_compare(self, done: int, total: int) -> None:
+        """Shows how many pictures were compared with all others."""
+        now = time.monotonic()
+        if self._task is not None and done < total and now - self._drawn < _SECONDS_BETWEEN:
+            return
+        self._drawn = now
+        if self._task is None:
+            self._task = self._files.add_task("comparing", total=total, failures="")
+            self._files.start()
+        self._files.update(self._task, completed=done, total=total)
+
     def on_check(self, done: int, total: int) -> None:
         """Shows how much of an index was checked; in a thread of its own."""
         self.on_download("checking", done, total)

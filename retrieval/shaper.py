@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _POOL = 200
 """How many of a ranking are looked at first; more only where these do not suffice."""
 
+_SAME_TEXT = 0.999
+"""The cosine from which on two texts say the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -85,9 +88,9 @@ class Shaper:
         return shown
 
     def _without_duplicates(self, ranked: Ranking, records: dict[int, ItemRecord]) -> list[Shown]:
-        from mmsearch.retrieval.duplicates import DuplicateRule, hash_distances, is_near_duplicate
+        from mmsearch.retrieval.duplicates import hash_distances, is_near_duplicate, rule_of
 
-        rule = DuplicateRule.around(0.3)
+        rule = rule_of(self._snapshot.embeddings("image"))
         vectors = self._vectors([item_id for item_id, _ in ranked], records)
         images = np.array([records[item_id].modality == "image" for item_id, _ in ranked], bool)
         hashed = np.array([records[item_id].phash is not None for item_id, _ in ranked], bool)
@@ -98,8 +101,12 @@ class Shaper:
             others = None, slice(stop)
             cosines = vectors[start:stop] @ vectors[:stop].T
             distances = hash_distances(hashes[rows], hashes[others], hashed[rows] & hashed[others])
-            alike: NDArray[np.bool_] = is_near_duplicate(cosines, distances, rule)
-            return alike & (images[rows] == images[others])
+            alike: NDArray[np.bool_] = np.where(
+                images[rows] & images[others],
+                is_near_duplicate(cosines, distances, rule),
+                (images[rows] == images[others]) & (cosines >= _SAME_TEXT),
+            )
+            return alike
 
         return [
             Shown(*ranked[position], duplicates=[ranked[twin] for twin in twins])

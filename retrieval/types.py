@@ -279,6 +279,64 @@ class ItemInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of the index; fields as `Hit`, `size` in bytes of its file."""
+
+    item_id: int
+    path: Path | None
+    uri: str
+    width: int | None
+    height: int | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicatePicture(Picture):
+    """A picture that nearly equals the one that is kept.
+
+    Attributes:
+        phash_distance: bits in which their perceptual hashes differ; None where one has none.
+        cosine: of their embeddings; 1 for equal content.
+    """
+
+    phash_distance: int | None
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Near-duplicates of one picture, each compared with it.
+
+    Attributes:
+        keep: the one with the most pixels; of these the largest file, then the oldest, then the first indexed.
+        duplicates: the others, in the same order.
+    """
+
+    keep: Picture
+    duplicates: tuple[DuplicatePicture, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What the duplicates take."""
+        return sum(one.size for one in self.duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateReport:
+    """The near-duplicates of an index.
+
+    Attributes:
+        groups: the one whose duplicates take most bytes first.
+        pictures: how many were compared.
+        left_out: pictures with near-duplicates whose files are not there, or have changed since they were indexed.
+    """
+
+    groups: tuple[DuplicateGroup, ...]
+    pictures: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one index run did, counted in files; `items` is the index total afterwards.
 

@@ -81,7 +81,7 @@ def test_speed_writes_its_figures(repository: Path, data: Path, tmp_path: Path) 
     assert set(rescan["notes"]["us/file"]) == {"add", "command"}
 
 
-@pytest.mark.parametrize("script", ["speed", "store"])
+@pytest.mark.parametrize("script", ["search", "speed", "store"])
 def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     for name, measurement in load_script(repository, script, monkeypatch).MEASUREMENTS.items():
         assert measurement.__name__ == name.replace("-", "_")
@@ -280,3 +280,28 @@ def _val(data: Path) -> Any:
     from mmsearch.indexers.train.data import read_captioned
 
     return read_captioned(data / "flickr8k", "val")
+
+
+def test_search_writes_its_figures(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "search.json"
+    printed = run_script(repository, "search.py", "--items", 300, "--dim", 32, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    assert list(figures) == ["dupes-seconds", "dupes-memory", "dupes-recall", "dupes-exact"]
+    assert all(name in printed for name in figures)
+    assert figures["dupes-seconds"]["notes"]["items"] == 300
+    assert figures["dupes-recall"]["value"] == 1.0
+    assert figures["dupes-exact"]["value"] == 1.0
+
+
+def test_photos_are_edited_in_every_way(repository: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = load_script(repository, "variants", monkeypatch)
+    album = variants.edited_album(data / "flickr8k", "val", 2)
+    assert album.kinds.tolist() == 12 * [""] + 2 * list(variants.KINDS)
+    rule = album.rule()
+    near = album.near_their_photo(rule)
+    assert near[album.kinds == ""].all() and near[album.kinds == "JPEG 90"].all()
+    count = len(album.photos)
+    different = [(i, j) for j in range(count) for i in range(j) if album.photos[i] != album.photos[j]]
+    assert album.mistaken(rule, edits=True)[1] == len(different)
+    assert album.mistaken(rule, edits=False)[1] == 66

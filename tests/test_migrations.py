@@ -101,7 +101,9 @@ def test_a_kept_index_opens(tmp_path: Path, number: int) -> None:
         info = snapshot.info()
     assert (info.images, info.texts, info.segments) == ((3, 2, 3) if number == 1 else (4, 4, 5))
     found = sql(store, "SELECT rowid FROM words WHERE words MATCH 'two OR again' ORDER BY rowid")
-    texts = sql(store, "SELECT item_id FROM items JOIN assets USING (asset_id) WHERE text = 'two' OR uri = 'a-again.jpg'")
+    texts = sql(
+        store, "SELECT item_id FROM items JOIN assets USING (asset_id) WHERE text = 'two' OR uri = 'a-again.jpg'"
+    )
     assert found == texts and len(found) == 2
     assert sql(store, "SELECT tag, relevance FROM tags") == ([("letter", 0.75)] if number == 3 else [])
     with store.writer() as writer:

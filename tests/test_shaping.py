@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -255,5 +256,5 @@ def test_equal_dates_keep_their_ranks() -> None:
 def test_any_modification_time_has_a_place(times: list[int]) -> None:
     order = newest_first([(None, modified) for modified in times])
     seconds = [times[at] // 10**9 for at in order]
-    assert all(later >= earlier - 3601 for later, earlier in zip(seconds, seconds[1:], strict=False))
+    assert all(later >= earlier - 3601 for later, earlier in pairwise(seconds))
     assert sorted(order) == list(range(len(times)))

@@ -11,7 +11,13 @@ import os
 import sys
 
 from mmsearch.cli import commands as commands
+
+# The help lists commands in the order of these imports.
+# isort: split
 from mmsearch.cli import explanation as explanation
+
+# isort: split
+from mmsearch.cli import collection as collection
 from mmsearch.cli import upkeep as upkeep
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
 from mmsearch.cli.talk import hush, log_handler

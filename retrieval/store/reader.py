@@ -20,6 +20,7 @@ import numpy as np
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexTooNew, IndexUnusable, UsageError
 from mmsearch.retrieval.store import layout
+from mmsearch.retrieval.store.columns import PICTURE_COLUMNS, Embeddings, PictureColumns, read_pictures
 from mmsearch.retrieval.store.records import Candidate, Model
 from mmsearch.retrieval.store.records import ItemRecord as ItemRecord
 from mmsearch.retrieval.store.segments import Segment, search_rows, search_some
@@ -67,6 +68,10 @@ SQL = {
         "SELECT item_id, content_key, root_id, uri, content_hash FROM items JOIN assets USING (asset_id)"
         " JOIN embeddings USING (embedding_id) WHERE items.modality = 'image' AND item_id > ? AND item_id <= ?"
         " ORDER BY item_id LIMIT ?"
+    ),
+    "picture_columns": (
+        f"SELECT {PICTURE_COLUMNS} FROM items JOIN assets USING (asset_id)"
+        " WHERE items.modality = 'image' AND item_id > ? AND item_id <= ? ORDER BY item_id LIMIT ?"
     ),
     "texts": (
         "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? AND item_id <= ?"
@@ -422,6 +427,14 @@ class Snapshot:
                 f"{self.path} has no vector for item {wanted[int(np.argmax(missing))]}; {layout.RESTORE}"
             )
         return rows
+
+    def embeddings(self, space: Modality) -> Embeddings:
+        """The vectors of a space, for who looks at all of them."""
+        return Embeddings(self._segments.get(space, []), self._dead.get(space, []), self.dim)
+
+    def picture_columns(self) -> PictureColumns:
+        """What tells which of two pictures is the better one, and whether they are alike, of every image item."""
+        return read_pictures(self._paged("picture_columns"))
 
     def items(self, item_ids: Sequence[int]) -> dict[int, ItemRecord]:
         """What is known of items, in one query; ids that are not there are left out."""
