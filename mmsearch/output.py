@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from mmsearch.indexers.plan import RunEstimate
     from mmsearch.retrieval.encoders.models import ModelStatus
     from mmsearch.retrieval.store.doctor import Diagnosis
-    from mmsearch.retrieval.types import DuplicateReport, Failure, Hit, IndexInfo, Picture, ReindexReport, Report
+    from mmsearch.retrieval.types import DuplicateReport, Failure, IndexInfo, Picture, ReindexReport, Report
 
-_SNIPPET = 160
 _FAILURES_SHOWN = 20
 # Control characters, halves of surrogate pairs, line and paragraph separators, and the marks that reverse text.
 _UNSAFE = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -46,11 +45,24 @@ def write_path0(path: str) -> None:
 
 def write_json(value: Any) -> None:
     """One JSON object on one line; readable where stdout can show it, always valid."""
-    plain = _plain(value)
-    line = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    shown = plain(value)
+    line = json.dumps(shown, ensure_ascii=False, allow_nan=False)
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8" or not _encodable(line):
-        line = json.dumps(plain, ensure_ascii=True, allow_nan=False)
+        line = json.dumps(shown, ensure_ascii=True, allow_nan=False)
     write(line)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples to what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 def safe(text: str) -> str:
@@ -60,30 +72,6 @@ def safe(text: str) -> str:
     return "".join(
         _escaped(char) if unicodedata.category(char) in _UNSAFE or char in _REVERSING else char for char in text
     )
-
-
-def write_hits(hits: Sequence[Hit], *, people: bool) -> None:
-    """Hits as lines: rank, score, path, and for texts the fragment and a snippet.
-
-    Args:
-        hits: what a search gave.
-        people: laid out for a terminal; otherwise separated by tabs, with nothing left out but line ends.
-    """
-    if not people:
-        for hit in hits:
-            fields = [str(hit.rank), f"{hit.score:.6f}", safe(_shown_path(hit))]
-            if hit.text is not None:
-                fields += [hit.fragment or "", safe(" ".join(hit.text.split()))]
-            write("\t".join(fields))
-        return
-    width = len(str(len(hits)))
-    for hit in hits:
-        write(f"{hit.rank:>{width}}  {hit.score:.4f}  {safe(_shown_path(hit))}")
-        if hit.text is not None:
-            snippet = " ".join(hit.text.split())
-            if len(snippet) > _SNIPPET:
-                snippet = snippet[: _SNIPPET - 1].rstrip() + "…"
-            write(f"{'':>{width}}          {safe(snippet)}")
 
 
 def report_lines(report: Report) -> list[str]:
@@ -257,7 +245,7 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _shown_path(shown: Hit | Picture) -> str:
+def _shown_path(shown: Picture) -> str:
     return str(shown.path) if shown.path is not None else shown.uri
 
 
@@ -273,19 +261,6 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples to what JSON knows."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def counted(count: int, noun: str) -> str:

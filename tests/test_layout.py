@@ -36,7 +36,8 @@ _WALLS = {
     ),
     "pyarrow": ("mmsearch.indexers.tables",),
     "typer": ("mmsearch.cli",),
-    "rich": ("mmsearch.cli", "mmsearch.output", "mmsearch.progress"),
+    "rich": ("mmsearch.cli", "mmsearch.output", "mmsearch.progress", "mmsearch.thumbnails"),
+    "textual_image": ("mmsearch.thumbnails",),
 }
 """Third-party package -> the modules (and everything below them) that may import it."""
 _WALLS |= dict.fromkeys(("open_clip", "timm", "torchvision"), _WALLS["torch"])

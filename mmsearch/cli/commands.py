@@ -30,6 +30,7 @@ from mmsearch.cli.options import (
     VerboseOption,
     YesOption,
 )
+from mmsearch.cli.showing import Showing, show
 from mmsearch.cli.talk import confirmation, progress_display
 from mmsearch.retrieval.errors import IndexNotFound, UsageError
 
@@ -254,6 +255,19 @@ def query(
     threads: ThreadsOption = None,
     offline: OfflineOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per hit and line.")] = False,
+    paths0: Annotated[
+        bool, typer.Option("--paths0", help="Print paths only, each ended by a NUL character, for xargs -0.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures that needs no other file.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show such a page in the browser.")] = False,
+    copy_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy the files of the hits; nothing is overwritten.")
+    ] = None,
+    thumbnails: Annotated[
+        bool | None, typer.Option(help="Pictures in the terminal; by default where it speaks the kitty protocol.")
+    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Search the index with words, pictures, items, or all of them.
@@ -265,9 +279,18 @@ def query(
     On a terminal: rank, relevance, score and path, for texts a snippet. Elsewhere separated by tabs: rank, score,
     path; for texts also the fragment and the text. Control characters in file names are shown as escapes.
     """
-    from mmsearch import output
     from mmsearch.index import Index
 
+    how = Showing(
+        as_json=as_json,
+        paths0=paths0,
+        explain=explain,
+        html=html,
+        open=open_page,
+        copy_to=copy_to,
+        thumbnails=thumbnails,
+        group=group.value if group else None,
+    )
     if not (text or image or plus or minus):
         raise UsageError('say what to look for: mmsearch query "a red car", or mmsearch query --image PATH')
     with Index(index_path, device=device, threads=threads, offline=offline) as opened:
@@ -288,13 +311,7 @@ def query(
             min_relevance=min_relevance,
             include_self=include_self,
         )
-    if as_json:
-        for hit in answer:
-            output.write_json(hit)
-        return
-    output.write_hits(answer, people=output.is_terminal(sys.stdout))
-    if not answer:
-        output.say("nothing found")
+    show(answer, how)
 
 
 def _composed(words: Sequence[str], images: Sequence[str]) -> Query | None:

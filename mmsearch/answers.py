@@ -1,0 +1,198 @@
+"""How an answer is printed: lines for programs, a table for people, and how each hit was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmsearch.output import plain, safe, say, write, write_json, write_path0
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.types import Answer, Explanation, GroupBy, Hit, HitExplanation
+
+_SNIPPET = 160
+_DUPLICATES_SHOWN = 5
+
+
+def say_notices(answer: Answer) -> None:
+    """What the person who asked should know before the hits, on stderr."""
+    for notice in answer.notices:
+        say(safe(notice))
+    if not answer.hits:
+        say("nothing found")
+    elif answer.matched is False:
+        say("nothing here matches well; the nearest are:")
+
+
+def write_hits(
+    answer: Answer,
+    *,
+    people: bool,
+    group: GroupBy | None = None,
+    draw: Callable[[Hit, int], None] | None = None,
+) -> None:
+    """Hits as lines: rank, score, path, and for texts the fragment and a snippet.
+
+    Args:
+        answer: what a search gave.
+        people: laid out for a terminal; otherwise separated by tabs, with nothing left out but line ends.
+        group: what hits stand for, where they are grouped.
+        draw: called after the lines of each hit, with the column of its path, to draw its picture (people only).
+    """
+    if not people:
+        for hit in answer.hits:
+            fields = [str(hit.rank), f"{hit.score:.6f}", safe(shown_path(hit))]
+            if hit.text is not None:
+                fields += [hit.fragment or "", safe(one_line(hit.text))]
+            write("\t".join(fields))
+    elif answer.hits:
+        _write_table(answer.hits, group, draw)
+
+
+def write_hits_json(answer: Answer, *, explain: bool = False) -> None:
+    """A hit a line; with `explain` each line has how it was found."""
+    explained = _explained(answer.explanation)
+    for hit in answer.hits:
+        line = plain(hit)
+        if explain and answer.explanation is not None:
+            line["explanation"] = _explanation_object(answer.explanation, explained.get(hit.item_id))
+        write_json(line)
+
+
+def write_paths0(answer: Answer) -> None:
+    """The paths of the hits as bytes, each once and ended by a NUL character; hits without a path are left out."""
+    for path in hit_paths(answer.hits):
+        write_path0(os.fspath(path))
+
+
+def explanation_lines(answer: Answer) -> list[str]:
+    """How the answer was found, for people; nothing where the answer has no explanation."""
+    explanation = answer.explanation
+    if explanation is None:
+        return []
+    lines = [f"{name:<11} {safe(value)}" for name, value in _facts(explanation)]
+    explained = _explained(explanation)
+    for hit in answer.hits:
+        lines += ["", f"{hit.rank}  {safe(shown_path(hit))}"]
+        if hit.item_id in explained:
+            lines += [f"   {line}" for line in _reasons(explained[hit.item_id])]
+    return lines
+
+
+def shown_path(hit: Hit) -> str:
+    """The path of a hit, or its uri where it is no file of this machine."""
+    return str(hit.path) if hit.path is not None else hit.uri
+
+
+def hit_paths(hits: Sequence[Hit]) -> list[Path]:
+    """The paths of hits in their order, each once: several passages may be of one file."""
+    return list(dict.fromkeys(hit.path for hit in hits if hit.path is not None))
+
+
+def others_line(hit: Hit, group: GroupBy | None) -> str:
+    """How many further items of its file or folder a hit stands for; "" for none."""
+    if not hit.others:
+        return ""
+    return f"and {hit.others:,} more in this {group}" if group else f"and {hit.others:,} more"
+
+
+def duplicate_name(duplicate: Hit, hit: Hit) -> str:
+    """A near-duplicate as it is shown below its hit: in the same folder its name alone."""
+    if duplicate.path is not None and hit.path is not None and duplicate.path.parent == hit.path.parent:
+        return duplicate.path.name
+    return shown_path(duplicate)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """A text without line ends, cut to a number of characters."""
+    text = " ".join(text.split())
+    return text if most is None or len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+# --- the table for people --------------------------------------------------------------------------------------
+
+
+def _write_table(hits: Sequence[Hit], group: GroupBy | None, draw: Callable[[Hit, int], None] | None) -> None:
+    rank_width = max(len(str(hit.rank)) for hit in hits)
+    rated = any(hit.relevance is not None for hit in hits)
+    head = f"{'#':>{rank_width}}  {'score':>7}" + ("  relevance" if rated else "") + "  "
+    write(f"{head}path")
+    for hit in hits:
+        cells = [f"{hit.rank:>{rank_width}}", f"{hit.score:>7.4f}"]
+        if rated:
+            cells.append(f"{'-' if hit.relevance is None else f'{hit.relevance:.2f}':>9}")
+        write("  ".join([*cells, safe(shown_path(hit))]))
+        for line in _below(hit, group):
+            write(f"{'':{len(head)}}{line}")
+        if draw is not None:
+            draw(hit, len(head))
+
+
+def _below(hit: Hit, group: GroupBy | None) -> list[str]:
+    """What stands below the path of a hit."""
+    lines = [safe(one_line(hit.text, _SNIPPET))] if hit.text is not None else []
+    lines += [f"= {safe(duplicate_name(other, hit))}" for other in hit.duplicates[:_DUPLICATES_SHOWN]]
+    if len(hit.duplicates) > _DUPLICATES_SHOWN:
+        lines.append(f"= {len(hit.duplicates) - _DUPLICATES_SHOWN:,} more")
+    if hit.others:
+        lines.append(others_line(hit, group))
+    if hit.tags:
+        lines.append(f"tags: {safe(', '.join(hit.tags))}")
+    return lines
+
+
+# --- explanations ----------------------------------------------------------------------------------------------
+
+
+def _explained(explanation: Explanation | None) -> dict[int, HitExplanation]:
+    return {found.item_id: found for found in explanation.hits} if explanation is not None else {}
+
+
+def _explanation_object(explanation: Explanation, found: HitExplanation | None) -> dict[str, Any]:
+    shared: dict[str, Any] = plain(explanation)
+    del shared["hits"]
+    own: dict[str, Any] = plain(found) if found is not None else {"clauses": [], "ranks": {}, "words": []}
+    own.pop("item_id", None)
+    return shared | own
+
+
+def _facts(explanation: Explanation) -> list[tuple[str, str]]:
+    facts = [("query", explanation.query), ("mode", explanation.mode), ("fusion", explanation.fusion)]
+    if explanation.where is not None:
+        facts.append(("filter", explanation.where))
+        if explanation.selectivity is not None:
+            facts.append(("selectivity", f"{_percent(explanation.selectivity)} of the items"))
+        if explanation.plan is not None:
+            facts.append(("plan", explanation.plan))
+    if explanation.background:
+        spread = (f"{name} {mean:.4f} ± {width:.4f}" for name, (mean, width) in explanation.background.items())
+        facts.append(("background", ", ".join(spread)))
+    if explanation.milliseconds:
+        stages = (f"{stage} {spent:,.1f} ms" for stage, spent in explanation.milliseconds.items())
+        facts.append(("time", ", ".join(stages)))
+    return facts
+
+
+def _reasons(found: HitExplanation) -> list[str]:
+    lines = []
+    if found.clauses:
+        lines.append("weight   score  contribution  clause")
+    for clause in found.clauses:
+        score = "-" if clause.score is None else f"{clause.score:.4f}"
+        lines.append(f"{clause.weight:>+6.4g}  {score:>6}  {clause.contribution:>+12.4f}  {safe(clause.clause)}")
+    if found.ranks:
+        lines.append("ranks   " + ", ".join(f"{safe(name)} {rank:,}" for name, rank in found.ranks.items()))
+    if found.words:
+        lines.append("words   " + safe(", ".join(found.words)))
+    return lines
+
+
+def _percent(share: float) -> str:
+    """A share without a false 0 % or 100 % at its ends."""
+    if 0 < share < 0.0001:
+        return "less than 0.01 %"
+    if 0.9999 < share < 1:
+        return "more than 99.99 %"
+    return f"{100 * share:.3g} %"
