@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmsearch.indexers.interrupt import Interrupt
 from mmsearch.indexers.merging import Merging
+from mmsearch.indexers.probing import keep_probes
 from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file, read_row
 from mmsearch.indexers.rowsources import RowRef
 from mmsearch.retrieval.errors import ModelMismatch
@@ -393,6 +394,7 @@ class Ingest:
                     f"the index at {self._store.path} was made by the model {self._store.model}, and what is "
                     f"loaded now as {encoder.name} is another one; use another --index for it"
                 )
+            keep_probes(self._writer, encoder)
             self._encoder = encoder
             self._batch = max(1, encoder.batch_size)
         return self._encoder

@@ -13,6 +13,7 @@ from mmsearch.indexers.chunks import chunk_chars
 from mmsearch.indexers.ingest import Observer, Progress, Stage
 from mmsearch.indexers.interrupt import Interrupt
 from mmsearch.indexers.merging import Merging
+from mmsearch.indexers.probing import keep_probes
 from mmsearch.retrieval.types import Modality
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Staging:
         """Makes room for the vectors, or finds those of a run before; counts the items."""
         new = self.encoder
         self.model_id = self._writer.stage(new.name, new.identity, new.dim, new.max_tokens)
+        keep_probes(self._writer, new, self.model_id)
         self._writer.commit()
         with self.store.snapshot() as snapshot:
             self._total = sum(snapshot.counts.values())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.store.reader import Snapshot
+    from mmsearch.retrieval.types import Modality
 
 _log = logging.getLogger(__name__)
 
@@ -33,12 +34,14 @@ class EmbeddedClause:
         weight: signed.
         row: float32 (dim,) of length 1.
         own: items that are what the clause shows: of the same content, or the item itself.
+        kind: what it is the vector of; None where that is not known.
     """
 
     name: str
     weight: float
     row: NDArray[np.float32]
     own: frozenset[int] = frozenset()
+    kind: Modality | None = None
 
 
 class ClauseEncoder:
@@ -69,13 +72,14 @@ class ClauseEncoder:
         embedded = []
         for clause in clauses:
             own: frozenset[int] = frozenset()
+            kind: Modality
             if isinstance(clause, TextClause):
-                row = next(rows)
+                row, kind = next(rows), "text"
             elif isinstance(clause, ImageClause):
-                row, own = next(looked_at)
+                (row, own), kind = next(looked_at), "image"
             else:
-                row, own = self._item(clause)
-            embedded.append(EmbeddedClause(format_clause(clause), clause.weight, row, own))
+                row, own, kind = self._item(clause)
+            embedded.append(EmbeddedClause(format_clause(clause), clause.weight, row, own, kind))
         return embedded
 
     def vector(self, vector: ArrayLike) -> EmbeddedClause:
@@ -124,12 +128,12 @@ class ClauseEncoder:
         loaded = load_image(content, target=encoder.image_size, name=name)
         return _first(encoder.encode_images([encoder.preprocess(loaded.image)])), frozenset()
 
-    def _item(self, clause: ItemClause) -> tuple[NDArray[np.float32], frozenset[int]]:
+    def _item(self, clause: ItemClause) -> tuple[NDArray[np.float32], frozenset[int], Modality]:
         record = self._snapshot.items([clause.item_id]).get(clause.item_id)
         if record is None:
             raise UsageError(f"there is no item {clause.item_id} in the index; hits show their ids with --json")
         row = _first(self._snapshot.vectors(record.modality, [clause.item_id]))
-        return row / np.float32(np.linalg.norm(row)), self._snapshot.same_content(clause.item_id)
+        return row / np.float32(np.linalg.norm(row)), self._snapshot.same_content(clause.item_id), record.modality
 
 
 def text_rows(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -49,6 +49,8 @@ class QuerySyntaxError(UsageError):
 
     def __str__(self) -> str:
         problem, source, position, example = self.args
+        if not any(char.isprintable() and not char.isspace() for char in source):  # nothing to point at
+            return f"{problem}, for example: {example}"
         return f"{problem}\n{_marked(source, position)}\nfor example: {example}"
 
 

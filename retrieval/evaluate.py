@@ -103,3 +103,11 @@ def overlap_at_k(a: NDArray[np.float32], b: NDArray[np.float32], items: NDArray[
     """Mean number of items that the first `k` answers of paired queries share: two languages, two indexes."""
     tops = [np.argsort(-(queries @ items.T), axis=1, kind="stable")[:, :k] for queries in (a, b)]
     return float(np.mean([len(set(x) & set(y)) for x, y in zip(*tops, strict=True)]))
+
+
+def roc_auc(present: NDArray[np.float64], absent: NDArray[np.float64]) -> float:
+    """Area under the ROC curve: the chance that one of `present` is above one of `absent`; equal ones count half."""
+    absent = np.sort(absent)
+    below = np.searchsorted(absent, present, "left")
+    not_above = np.searchsorted(absent, present, "right")
+    return float((below + not_above).sum() / (2 * len(present) * len(absent)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmsearch.retrieval.calibrate import SAMPLE, Background
+from mmsearch.retrieval.calibrate import UNKNOWN, Background, Calibration
 from mmsearch.retrieval.fusion import reciprocal_rank_fusion
 from mmsearch.retrieval.shaping import Ranking, deepening
 from mmsearch.retrieval.store.lexical import search_words
@@ -53,13 +53,13 @@ class DenseQuery:
         return [] if values is None else values.tolist()
 
 
-def compose(snapshot: Snapshot, space: Modality, clauses: Sequence[EmbeddedClause]) -> DenseQuery:
+def compose(calibration: Calibration, space: Modality, clauses: Sequence[EmbeddedClause]) -> DenseQuery:
     """One vector of all clauses: each counts by its weight, whatever the spread of its scores.
 
     A picture as a clause scores pictures far more widely than words do. So each vector is divided by the standard
     deviation of its scores in the index before they are added up.
     """
-    sample = snapshot.sample(space, SAMPLE)
+    sample = calibration.sample(space)
     rows = np.stack([clause.row for clause in clauses]).astype(np.float64)
     weights = np.array([clause.weight for clause in clauses])
     if len(clauses) > 1 and len(sample) > 1:
@@ -69,9 +69,10 @@ def compose(snapshot: Snapshot, space: Modality, clauses: Sequence[EmbeddedClaus
     composed = weights @ rows
     length = float(np.linalg.norm(composed))
     if length < _CANCELLED:
-        return DenseQuery(space, None, tuple(weights.tolist()), Background(np.empty(0)))
+        return DenseQuery(space, None, tuple(weights.tolist()), UNKNOWN)
     row = (composed / length).astype(np.float32)
-    return DenseQuery(space, row, tuple((weights / length).tolist()), Background(sample @ row))
+    shares = tuple((weights / length).tolist())
+    return DenseQuery(space, row, shares, calibration.background(space, clauses, shares, row))
 
 
 @dataclass(slots=True)
@@ -102,7 +103,7 @@ class Ranker:
     timed: Callable[[str], None] = lambda stage: None
 
     def rank(self, need: int) -> Ranking:
-        """The `need` best items with their scores: cosines of one list, else fusion scores."""
+        """The `need` best items with their scores: those of the only list that found any, else fusion scores."""
         if self._is_one_list():
             return self._rankings(need)[0][1]
         return deepening(self._fused, need)
@@ -113,7 +114,9 @@ class Ranker:
         return dense + words == 1 and (not dense or len(self.clauses) == 1 or self.fusion == "early")
 
     def _fused(self, depth: int) -> Ranking:
-        rankings = self._rankings(depth)
+        rankings = [found for found in self._rankings(depth) if found[1]]
+        if len(rankings) == 1 and rankings[0][0] > 0:  # nothing to fuse: cosines say more than ranks
+            return rankings[0][1]
         weights = [weight for weight, _ in rankings]
         return reciprocal_rank_fusion([[id_ for id_, _ in ranking] for _, ranking in rankings], weights=weights)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.retrieval.calibrate import MATCH
+from mmsearch.retrieval.calibrate import MATCH, Calibration
 from mmsearch.retrieval.clauses import ClauseEncoder, EmbeddedClause
 from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.lexicon import WordQuery, word_query
@@ -52,6 +52,7 @@ class Searcher:
     def __init__(self, snapshot: Snapshot, encoder: Callable[[], Encoder]) -> None:
         self._snapshot = snapshot
         self._clauses = ClauseEncoder(snapshot, encoder)
+        self._calibration = Calibration(snapshot)
 
     def search(
         self,
@@ -71,7 +72,8 @@ class Searcher:
             MediaError: a picture of the query cannot be read.
         """
         wanted = SearchOptions(**options)
-        return _Search(self._snapshot, self._clauses, _composed(query, image, plus, minus), vector, wanted).run()
+        composed = _composed(query, image, plus, minus)
+        return _Search(self._snapshot, self._clauses, self._calibration, composed, vector, wanted).run()
 
 
 def _composed(
@@ -96,6 +98,7 @@ class _Search:
         self,
         snapshot: Snapshot,
         encoder: ClauseEncoder,
+        calibration: Calibration,
         query: Query | None,
         vector: ArrayLike | None,
         options: SearchOptions,
@@ -104,6 +107,7 @@ class _Search:
             raise UsageError("say what to look for: a text, an image or a vector")
         self._snapshot = snapshot
         self._encoder = encoder
+        self._calibration = calibration
         self._query = query
         self._vector = vector
         self._options = options
@@ -118,7 +122,7 @@ class _Search:
         filter_, conditions = self._filter()
         words = self._words()
         clauses = self._embedded()
-        dense = [compose(self._snapshot, space, clauses) for space in self._spaces] if clauses else []
+        dense = [compose(self._calibration, space, clauses) for space in self._spaces] if clauses else []
         self._timed("compose")
         if dense and all(one.row is None for one in dense):
             self._notices.append("the clauses cancel each other out: there is nothing left to rank by")

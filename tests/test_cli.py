@@ -70,7 +70,7 @@ def test_golden_query_on_a_terminal(
 
 
 def test_query_prints_data_only(run: Callable[..., Result], indexed: Path) -> None:
-    result = run("query", "red", "-k", "2")
+    result = run("query", "red", "-k", "2", "--mode", "dense")
     assert result.code == 0
     assert result.err == ""
     rank, score, path = result.out.splitlines()[0].split("\t")
@@ -80,7 +80,7 @@ def test_query_prints_data_only(run: Callable[..., Result], indexed: Path) -> No
 
 def test_query_json_has_the_fields_of_a_hit_in_order(run: Callable[..., Result], indexed: Path) -> None:
     hits = run("query", "red", "--json", "--top-k", "3").json
-    fields = "rank score relevance path uri fragment modality text item_id width height taken id".split()
+    fields = "rank score relevance path uri fragment modality text item_id width height taken id tags others duplicates".split()
     assert [list(hit) for hit in hits] == [fields] * 3
     assert hits[0]["path"] == str(indexed / "red-square.png")
     assert hits[0]["text"] is None
@@ -206,7 +206,7 @@ def test_shell_completion_can_be_shown() -> None:
         (["query", "red", "-k", "many"], 2, "--top-k"),
         (["query", "red", "--modality", "video"], 2, "--modality"),
         (["query"], 2, "say what to look for"),
-        (["query", "red", "--image", "x.png"], 2, "say what to look for"),
+        (["query", "red", "--image", "x.png"], 2, "x.png does not exist"),
         (["query", "--image", "no-such.png"], 2, "no-such.png does not exist"),
         (["query", "--image", ""], 2, "path of the query image is empty"),
         (["query", "\udcff\udcfe"], 2, "not valid UTF-8"),

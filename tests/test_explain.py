@@ -287,7 +287,7 @@ def test_a_tower_of_an_unknown_kind_is_given_crops(tmp_path: Path) -> None:
 def test_the_score_is_that_of_a_search(tmp_path: Path, pictures: Path) -> None:
     with mmsearch.open(tmp_path / "index", model="fake") as index:
         index.add(pictures)
-        hit = index.search("red")[0]
+        hit = index.search("red", mode="dense")[0]
         assert hit.path is not None
         found = index.heat_map("red", hit.path)
     assert found.score == pytest.approx(hit.score, abs=1e-3)  # a search decodes to another size

@@ -583,7 +583,7 @@ class IndexMachine(RuleBasedStateMachine):
             query = {"image": picture(content), "include_self": True}
         elif not content.startswith("vector"):
             query = {"query": content}
-        hits = self.index.search(**query, k=100, modality=modality)
+        hits = self.index.search(**query, k=100, modality=modality, mode="dense")
         assert len(hits) == sum(times for item, times in expected.items() if item[3] == modality)
         assert all(hit.score > 1 - 1e-5 for hit in hits[:count])
         assert all(hit.score < 1 - 1e-4 for hit in hits[count:])

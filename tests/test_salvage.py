@@ -21,6 +21,7 @@ from mmsearch.indexers.pipeline import index_sources
 from mmsearch.indexers.rescan import rescan_sources
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound
+from mmsearch.retrieval.probes import PROBES
 from mmsearch.retrieval.store import LocalStore, layout
 from mmsearch.retrieval.store.doctor import examine, repair
 from mmsearch.retrieval.types import Report
@@ -40,7 +41,7 @@ class Counting(FakeEncoder):
         return super().encode_images(arrays)
 
     def encode_texts(self, texts: list[str]) -> NDArray[np.float32]:  # type: ignore[override]
-        self.encoded += len(texts)
+        self.encoded += len(texts) if texts is not PROBES else 0
         return super().encode_texts(texts)
 
 

@@ -104,11 +104,13 @@ def _to_2(connection: sa.Connection) -> None:
 
 
 def _to_3(connection: sa.Connection) -> None:
-    """Tags; words to search for; indexes for filters."""
+    """Tags; words to search for; indexes for filters; what scores are judged by."""
     for statement in (
         "CREATE TABLE tags (asset_id INTEGER NOT NULL, tag TEXT COLLATE NOCASE NOT NULL, relevance FLOAT,"
         " PRIMARY KEY (asset_id, tag), FOREIGN KEY(asset_id) REFERENCES assets (asset_id))",
         "CREATE INDEX ix_tags_tag ON tags (tag)",
+        "CREATE TABLE probes (model_id INTEGER NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (model_id),"
+        " FOREIGN KEY(model_id) REFERENCES models (model_id))",
         "CREATE INDEX ix_assets_taken ON assets (taken) WHERE taken IS NOT NULL",
         "CREATE INDEX ix_assets_latitude ON assets (latitude) WHERE latitude IS NOT NULL",
         'CREATE VIRTUAL TABLE words USING fts5(text, name, tags, tokenize = "unicode61 remove_diacritics 2")',
@@ -121,7 +123,7 @@ MIGRATIONS: Mapping[int, Step] = {2: _to_2, 3: _to_3}
 
 
 def migrate(index: Path, steps: Callable[[str], None] = lambda name: None) -> int:
-    """Brings the catalog of `index` to the current format and returns the format it had.
+    """Brings the catalog of `index` to the current format, in one transaction, and returns the format it had.
 
     The caller holds the lock of the index. `steps` is told the name of each step before it happens.
 
@@ -138,10 +140,11 @@ def migrate(index: Path, steps: Callable[[str], None] = lambda name: None) -> in
                     raise IndexCorrupt(f"{index} has format {found}, which no mmsearch has written")
                 steps(f"migrate:{number}")
                 MIGRATIONS[number](connection)
-                if number == layout.FORMAT_VERSION and found < _WORDS_SINCE:  # made of the tables as they are now
+            if found < layout.FORMAT_VERSION:
+                if found < _WORDS_SINCE:  # made of the tables as they are now
                     refill_words(raw(connection))
-                connection.exec_driver_sql(f"PRAGMA user_version={number}")
-                steps(f"migrate:{number}:commit")
+                connection.exec_driver_sql(f"PRAGMA user_version={layout.FORMAT_VERSION}")
+                steps("migrate:commit")
                 connection.commit()
             connection.rollback()
             if found > layout.FORMAT_VERSION:

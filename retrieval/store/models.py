@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from mmsearch.retrieval.store.catalog import CHUNK, Catalog, inserted_id
 from mmsearch.retrieval.store.records import Model, NewItem
-from mmsearch.retrieval.store.schema import ASSETS, EMBEDDINGS, ITEMS, MODELS, SALVAGED, SEGMENTS, TOMBSTONES
+from mmsearch.retrieval.store.schema import ASSETS, EMBEDDINGS, ITEMS, MODELS, PROBES, SALVAGED, SEGMENTS, TOMBSTONES
 from mmsearch.retrieval.types import Modality
 
 _DELETE_ITEM = sa.delete(ITEMS).where(ITEMS.c.item_id == sa.bindparam("item"))
@@ -34,6 +34,15 @@ class Models:
         row = {"name": name, "identity": identity, "dim": dim, "max_tokens": max_tokens}
         return inserted_id(self._connection.execute(sa.insert(MODELS), row))
 
+    def has_probes(self, model_id: int) -> bool:
+        """Whether the vectors of the probes are there."""
+        query = sa.select(sa.exists().where(PROBES.c.model_id == model_id))
+        return bool(self._connection.execute(query).scalar())
+
+    def set_probes(self, model_id: int, vectors: bytes) -> None:
+        """Keeps the vectors of the probes, little-endian float16."""
+        self._connection.execute(sa.insert(PROBES), {"model_id": model_id, "vectors": vectors})
+
     def drop(self, model_id: int) -> None:
         """Deletes a model with its segments and embeddings, none of which has an item."""
         mine = sa.select(EMBEDDINGS.c.embedding_id).where(EMBEDDINGS.c.model_id == model_id)
@@ -41,6 +50,7 @@ class Models:
         self._connection.execute(sa.delete(TOMBSTONES).where(TOMBSTONES.c.embedding_id.in_(mine)))
         self._connection.execute(sa.delete(EMBEDDINGS).where(EMBEDDINGS.c.model_id == model_id))
         self._connection.execute(sa.delete(SEGMENTS).where(SEGMENTS.c.model_id == model_id))
+        self._connection.execute(sa.delete(PROBES).where(PROBES.c.model_id == model_id))
         self._connection.execute(sa.delete(MODELS).where(MODELS.c.model_id == model_id))
 
     def replace_texts(self, recut: Callable[[str | None, str], list[NewItem] | None], model_id: int) -> None:

@@ -45,6 +45,7 @@ SQL = {
         "SELECT model_id, name, identity, dim, max_tokens FROM models"
         " WHERE model_id = (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'model_id')"
     ),
+    "probes": "SELECT vectors FROM probes WHERE model_id = ?",
     "generation": "SELECT value FROM meta WHERE key = 'generation'",
     "segments": (
         "SELECT segment_id, space, filename, count, bytes FROM segments WHERE model_id = ? ORDER BY segment_id"
@@ -401,6 +402,11 @@ class Snapshot:
             step = max(1, step // 2)
         rows = [one.rows[at].astype(np.float32) for one, at in zip(segments, chosen, strict=True)]
         return np.concatenate([np.empty((0, self.dim), np.float32), *rows])
+
+    def probes(self) -> NDArray[np.float32]:
+        """What the model embeds the texts of `retrieval.probes` to, (p, dim); none where it was not asked."""
+        found = self._rows("probes", self._model_id)
+        return np.frombuffer(b"".join(row[0] for row in found), "<f2").astype(np.float32).reshape(-1, self.dim)
 
     def item_ids(self, space: Modality) -> NDArray[np.int64]:
         """All item ids of a modality, ascending."""

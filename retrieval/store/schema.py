@@ -43,6 +43,12 @@ MODELS = _table(  # `meta.model_id` is the one whose vectors are searched; anoth
     sa.Column("dim", sa.Integer, nullable=False),
     sa.Column("max_tokens", sa.Integer),
 )
+PROBES = sa.Table(  # vectors of the texts of `retrieval.probes`, by which scores are judged
+    "probes",
+    METADATA,
+    sa.Column("model_id", sa.Integer, sa.ForeignKey("models.model_id"), primary_key=True),
+    sa.Column("vectors", sa.LargeBinary, nullable=False),  # little-endian float16, row after row
+)
 ROOTS = _table(
     "roots",
     sa.Column("root_id", sa.Integer, primary_key=True),

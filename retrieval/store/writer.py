@@ -365,6 +365,23 @@ class Writer(Session):
         with self._guard():
             return self._catalog.model_id
 
+    def has_probes(self, model_id: int | None = None) -> bool:
+        """Whether the current model, or a staged one, has its probes."""
+        with self._guard():
+            return self._models.has_probes(self._catalog.model_id if model_id is None else model_id)
+
+    def set_probes(self, rows: NDArray[np.float32], model_id: int | None = None) -> None:
+        """Keeps what the current model, or a staged one, embeds the texts of `retrieval.probes` to.
+
+        Args:
+            rows: (p, dim).
+            model_id: of a model that has none yet.
+        """
+        with self._guard():
+            vectors = np.asarray(rows, "<f2").tobytes()
+            self._models.set_probes(self._catalog.model_id if model_id is None else model_id, vectors)
+            self._changed(visible=False)
+
     def stage(self, name: str, identity: str, dim: int, max_tokens: int | None) -> int:
         """The id of a model to change to; what an earlier, unfinished change to it has embedded is there already.
 
