@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,11 @@ def duplicate_name(duplicate: Hit, hit: Hit) -> str:
     return shown_path(duplicate)
 
 
+def ranks_line(ranks: Mapping[str, int]) -> str:
+    """The ranks of an item in the lists that were fused."""
+    return ", ".join(f"{name} {rank:,}" for name, rank in ranks.items())
+
+
 def one_line(text: str, most: int | None = None) -> str:
     """A text without line ends, cut to a number of characters."""
     text = " ".join(text.split())
@@ -170,8 +175,8 @@ def _facts(explanation: Explanation) -> list[tuple[str, str]]:
         spread = (f"{name} {mean:.4f} ± {width:.4f}" for name, (mean, width) in explanation.background.items())
         facts.append(("background", ", ".join(spread)))
     if explanation.milliseconds:
-        stages = (f"{stage} {spent:,.1f} ms" for stage, spent in explanation.milliseconds.items())
-        facts.append(("time", ", ".join(stages)))
+        stages = ", ".join(f"{stage} {spent:,.1f}" for stage, spent in explanation.milliseconds.items())
+        facts.append(("time", f"{sum(explanation.milliseconds.values()):,.1f} ms: {stages}"))
     return facts
 
 
@@ -183,7 +188,7 @@ def _reasons(found: HitExplanation) -> list[str]:
         score = "-" if clause.score is None else f"{clause.score:.4f}"
         lines.append(f"{clause.weight:>+6.4g}  {score:>6}  {clause.contribution:>+12.4f}  {safe(clause.clause)}")
     if found.ranks:
-        lines.append("ranks   " + ", ".join(f"{safe(name)} {rank:,}" for name, rank in found.ranks.items()))
+        lines.append(f"ranks   {safe(ranks_line(found.ranks))}")
     if found.words:
         lines.append("words   " + safe(", ".join(found.words)))
     return lines
