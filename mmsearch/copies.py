@@ -77,6 +77,12 @@ def copy_lines(report: CopyReport) -> list[str]:
     return lines
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where copies cannot be meant to go to `folder`; makes nothing."""
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise UsageError(f"cannot copy to {folder}: a file is in the way; name a folder")
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ header .said{color:var(--fg);border-left:3px solid var(--mark);padding:.1rem 0 .
 .clauses li{display:flex;align-items:center;gap:.45rem;border:1px solid var(--line);border-radius:.5rem;
 background:var(--card);padding:.25rem .6rem}
 .clauses img{max-height:3.5rem;width:auto;border-radius:.25rem;margin-left:-.3rem}
+.num{font-variant-numeric:tabular-nums;white-space:nowrap}
 .plus{color:var(--plus)}.minus{color:var(--minus)}
 .hits{list-style:none;margin:0;padding:0;display:grid;gap:1rem;
 grid-template-columns:repeat(auto-fill,minmax(min(16.5rem,100%),1fr))}
@@ -56,7 +57,8 @@ a:focus-visible,summary:focus-visible{outline:3px solid var(--mark);outline-offs
 color:var(--soft);text-align:center;overflow:hidden}
 .shot img{width:100%;height:100%;object-fit:contain;display:block}
 .shot.none{padding:1rem}
-.passage{margin:0;padding:.8rem .9rem;background:var(--mat);aspect-ratio:4/3;overflow:hidden;font-size:.95rem}
+.passage{padding:.8rem .9rem;background:var(--mat);aspect-ratio:4/3;overflow:hidden;font-size:.95rem}
+.passage p{margin:0;overflow:hidden;display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:7;line-clamp:7}
 .name{display:block;padding:.6rem .8rem 0;font-weight:600}
 .rank{color:var(--soft);font-weight:400;margin-right:.25rem}
 .about{padding:.15rem .8rem .75rem;display:grid;gap:.2rem;font-size:.87rem;color:var(--soft)}
@@ -66,8 +68,8 @@ color:var(--soft);text-align:center;overflow:hidden}
 .tags{gap:.25rem;margin:.1rem 0 0}.tags li{border:1px solid var(--line);border-radius:1rem;padding:0 .5rem}
 summary{cursor:pointer}details ul{margin:.15rem 0 0;padding:0;list-style:none;display:grid;gap:.15rem}
 .about a{color:var(--mark)}
-.num{font-variant-numeric:tabular-nums}
 @media(max-width:36rem){.hits{grid-template-columns:repeat(auto-fill,minmax(min(9.5rem,100%),1fr));gap:.6rem}
+.passage{padding:.6rem;font-size:.87rem}.passage p{-webkit-line-clamp:5;line-clamp:5}
 h1{font-size:1.25rem}.name{padding:.5rem .6rem 0}.about{padding:.15rem .6rem .6rem}}
 @media print{body{background:#fff;color:#000}.hits>li{break-inside:avoid}}
 """
@@ -157,10 +159,10 @@ def _clauses(clauses: Sequence[ClauseScore]) -> str:
     pictures = [_clause_picture(one.clause) for one in clauses]
     if len(clauses) < 2 and not any(pictures):
         return ""
-    shown = (
-        f'<li class="{_sign(one.weight)}">{picture}<span>{_number(one.weight)}</span> <bdi>{_clause(one)}</bdi></li>'
-        for one, picture in zip(clauses, pictures, strict=True)
-    )
+    shown = []
+    for one, picture in zip(clauses, pictures, strict=True):
+        weight = f'<span class="num">{_number(one.weight)}</span>'
+        shown.append(f'<li class="{_sign(one.weight)}">{picture}{weight} <bdi>{_clause(one)}</bdi></li>')
     return f'<ul class="clauses" aria-label="clauses of the query">{"".join(shown)}</ul>'
 
 
@@ -190,7 +192,7 @@ def _card(hit: Hit, explained: HitExplanation | None, group: GroupBy | None) -> 
     named = f'<span class="name"><span class="rank num">{hit.rank}</span> <bdi>{_text(name)}</bdi></span>'
     passage = ""
     if hit.text is not None and picture is None:  # beside the link, or all of it would be the link's name
-        passage = f'<p class="passage">{_text(one_line(hit.text, _PASSAGE))}</p>'
+        passage = f'<div class="passage"><p dir="auto">{_text(one_line(hit.text, _PASSAGE))}</p></div>'
     else:
         named = _shot(picture, name) + named
     link = f'<a href="{_href(hit.path)}">{named}</a>' if hit.path is not None else named
@@ -215,12 +217,12 @@ def _card(hit: Hit, explained: HitExplanation | None, group: GroupBy | None) -> 
 
 
 def _relevance(hit: Hit) -> str:
-    line = f'<p class="num">score {hit.score:.4f}</p>'
+    line = f"<p>score {hit.score:.4f}</p>"
     if hit.relevance is None:
         return line
     share = f"{100 * min(1.0, max(0.0, hit.relevance)):.0f}%"
     bar = f'<span class="bar" aria-hidden="true"><i style="width:{share}"></i></span>'
-    return f'{bar}<p class="num">relevance {hit.relevance:.2f} · score {hit.score:.4f}</p>'
+    return f"{bar}<p>relevance {hit.relevance:.2f} · score {hit.score:.4f}</p>"
 
 
 def _reasons(explained: HitExplanation) -> list[str]:
