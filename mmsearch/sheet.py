@@ -174,6 +174,16 @@ def _clause(clause: ClauseScore) -> str:
     return _text(format_clause(replace(found, weight=1.0)))
 
 
+def _short(clause: str) -> str:
+    """A clause as it is written, of a path the last part only: the whole stands at the top of the page."""
+    from mmsearch.retrieval.query import ImageClause, parse
+
+    found = parse(clause).clauses[0]
+    if isinstance(found, ImageClause) and isinstance(found.image, str):
+        return _text(os.path.basename(found.image))
+    return _text(clause)
+
+
 def _clause_picture(clause: str) -> str:
     from mmsearch.retrieval.query import ImageClause, parse
 
@@ -231,7 +241,7 @@ def _reasons(explained: HitExplanation) -> list[str]:
     if len(explained.clauses) > 1:
         for one in explained.clauses:
             sign = _sign(one.contribution)
-            reasons.append(f'<span class="{sign} num">{one.contribution:+.3f}</span> <bdi>{_text(one.clause)}</bdi>')
+            reasons.append(f'<span class="{sign} num">{one.contribution:+.3f}</span> <bdi>{_short(one.clause)}</bdi>')
     if explained.ranks:
         reasons.append(_text(f"ranks: {ranks_line(explained.ranks)}"))
     if explained.words:

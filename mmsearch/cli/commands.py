@@ -206,14 +206,14 @@ _QUERY, _HITS, _RANKING, _OUTPUT = "What to look for", "Which hits", "How to ran
 
 _EXAMPLES = """
 mmsearch query "a dog on the beach"
-mmsearch query "2:golden retriever + ./pool.jpg - fruit"    # combine and exclude
+mmsearch query "2:golden retriever + ./pool.jpg - fruit"    # combine, exclude
 mmsearch query --image cat.jpg --where "year >= 2024 and not tag = draft"
 mmsearch query id:17 --dedup --group folder                 # more like item 17
-mmsearch query '"no entry"' --mode lexical                  # these very words
-mmsearch query ./scan.png --modality text                   # texts for a picture
+mmsearch query '"no entry"' --mode lexical                  # these words
+mmsearch query ./scan.png --modality text                   # texts for it
 mmsearch query 日落 --min-relevance 0.5 --sort date
 mmsearch query sunset --diverse 0.3 --html hits.html --open
-mmsearch query sunset -k 20 --offset 20 --copy-to best      # the second page
+mmsearch query sunset -k 20 --offset 20 --copy-to best      # second page
 mmsearch query sunset --paths0 | xargs -0 ls -l
 mmsearch query "cat - dog" --fusion both --explain
 """
