@@ -118,9 +118,20 @@ def test_an_explanation_says_what_it_knows() -> None:
         milliseconds={"encode": 2.0, "search": 1.5},
     )
     shown = "\n".join(answers.explanation_lines(found))
-    for fact in ("query       red", "mode        hybrid", "fusion      early", "filter      width > 1", "25 % of the items"):
+    for fact in (
+        "query       red",
+        "mode        hybrid",
+        "fusion      early",
+        "filter      width > 1",
+        "25 % of the items",
+    ):
         assert fact in shown
-    for fact in ("plan        ids first", "image 0.1000 ± 0.0200", "3.5 ms: encode 2.0, search 1.5", "1  /photos/a.jpg"):
+    for fact in (
+        "plan        ids first",
+        "image 0.1000 ± 0.0200",
+        "3.5 ms: encode 2.0, search 1.5",
+        "1  /photos/a.jpg",
+    ):
         assert fact in shown
     assert "+2  0.5000       +0.9000  2:red" in shown
     assert "-1       -       +0.0000  - sea" in shown
