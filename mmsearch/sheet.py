@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
 from mmsearch.answers import duplicate_name, one_line, others_line, ranks_line, shown_path
@@ -22,6 +23,9 @@ from mmsearch.output import counted, safe
 from mmsearch.pictures import picture_path, small_picture
 from mmsearch.retrieval.errors import MediaError, MMSearchError, UsageError
 from mmsearch.retrieval.types import Answer, ClauseScore, GroupBy, Hit, HitExplanation
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.query import Clause
 
 _EDGE = 400
 _CLAUSE_EDGE = 128
@@ -162,36 +166,47 @@ def _clauses(clauses: Sequence[ClauseScore]) -> str:
     shown = []
     for one, picture in zip(clauses, pictures, strict=True):
         weight = f'<span class="num">{_number(one.weight)}</span>'
-        shown.append(f'<li class="{_sign(one.weight)}">{picture}{weight} <bdi>{_clause(one)}</bdi></li>')
+        shown.append(f'<li class="{_sign(one.weight)}">{picture}{weight} <bdi>{_without_weight(one.clause)}</bdi></li>')
     return f'<ul class="clauses" aria-label="clauses of the query">{"".join(shown)}</ul>'
 
 
-def _clause(clause: ClauseScore) -> str:
-    """A clause without its weight, which is shown beside it."""
-    from mmsearch.retrieval.query import format_clause, parse
+def _clause(written: str) -> Clause | None:
+    """A clause of an explanation; None for one that stands for what cannot be written."""
+    from mmsearch.retrieval.query import parse
 
-    found = parse(clause.clause).clauses[0]
-    return _text(format_clause(replace(found, weight=1.0)))
+    try:
+        return parse(written).clauses[0]
+    except UsageError:
+        return None
 
 
-def _short(clause: str) -> str:
+def _path(written: str) -> str | None:
+    """The path of a clause that is a picture."""
+    from mmsearch.retrieval.query import ImageClause
+
+    clause = _clause(written)
+    return clause.image if isinstance(clause, ImageClause) and isinstance(clause.image, str) else None
+
+
+def _without_weight(written: str) -> str:
+    from mmsearch.retrieval.query import format_clause
+
+    clause = _clause(written)
+    return _text(written if clause is None else format_clause(replace(clause, weight=1.0)))
+
+
+def _short(written: str) -> str:
     """A clause as it is written, of a path the last part only: the whole stands at the top of the page."""
-    from mmsearch.retrieval.query import ImageClause, parse
-
-    found = parse(clause).clauses[0]
-    if isinstance(found, ImageClause) and isinstance(found.image, str):
-        return _text(os.path.basename(found.image))
-    return _text(clause)
+    path = _path(written)
+    return _text(written if path is None else os.path.basename(path))
 
 
-def _clause_picture(clause: str) -> str:
-    from mmsearch.retrieval.query import ImageClause, parse
-
-    found = parse(clause).clauses[0]
-    if not isinstance(found, ImageClause) or not isinstance(found.image, str):
+def _clause_picture(written: str) -> str:
+    path = _path(written)
+    if path is None:
         return ""
     try:
-        return _image(Path(found.image).expanduser(), "", _CLAUSE_EDGE)
+        return _image(Path(path).expanduser(), "", _CLAUSE_EDGE)
     except (MediaError, RuntimeError):  # gone since, or nobody's home
         return ""
 

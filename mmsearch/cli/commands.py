@@ -208,7 +208,7 @@ _EXAMPLES = """
 mmsearch query "a dog on the beach"
 mmsearch query "2:golden retriever + ./pool.jpg - fruit"    # combine, exclude
 mmsearch query --image cat.jpg --where "year >= 2024 and not tag = draft"
-mmsearch query id:17 --dedup --group folder                 # more like item 17
+mmsearch query id:17 --dedup --group folder                 # more like this
 mmsearch query '"no entry"' --mode lexical                  # these words
 mmsearch query ./scan.png --modality text                   # texts for it
 mmsearch query 日落 --min-relevance 0.5 --sort date
