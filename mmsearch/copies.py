@@ -59,7 +59,8 @@ def copy_hits(hits: Sequence[Hit], folder: Path) -> CopyReport:
             else:
                 present += 1
         except OSError as error:
-            failed.append(Failure(os.fspath(path), gone_or_why(error)))
+            why = (error.strerror or str(error)) if path.exists() else gone_or_why(error)  # the target may be gone
+            failed.append(Failure(os.fspath(path), why))
     pathless = sum(hit.path is None for hit in hits)
     return CopyReport(folder, copied, present, pathless, tuple(failed))
 

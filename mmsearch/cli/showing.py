@@ -85,6 +85,8 @@ def show(answer: Answer, how: Showing) -> None:
     else:
         answers.write_hits(answer, people=people, group=how.group, draw=draw)
         if how.explain:
+            if people and answer.hits:
+                output.write("")
             for line in answers.explanation_lines(answer):
                 output.write(line) if people else output.say(line)
     if how.html is not None or how.open:
