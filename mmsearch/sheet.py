@@ -63,8 +63,8 @@ color:var(--soft);text-align:center;overflow:hidden}
 .shot.none{padding:1rem}
 .passage{padding:.8rem .9rem;background:var(--mat);aspect-ratio:4/3;overflow:hidden;font-size:.95rem}
 .passage p{margin:0;overflow:hidden;display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:7;line-clamp:7}
-.name{display:block;padding:.6rem .8rem 0;font-weight:600}
-.rank{color:var(--soft);font-weight:400;margin-right:.25rem}
+.name{display:flex;gap:.45rem;align-items:baseline;padding:.6rem .8rem 0;font-weight:600}.name bdi{min-width:0}
+.rank{color:var(--soft);font-weight:400}
 .about{padding:.15rem .8rem .75rem;display:grid;gap:.2rem;font-size:.87rem;color:var(--soft)}
 .about p{margin:0}.about .caption{color:var(--fg);font-size:.93rem}
 .bar{display:block;height:4px;border-radius:2px;background:var(--line);overflow:hidden;margin:.15rem 0}
