@@ -115,6 +115,21 @@ def test_ctrl_c_leaves_no_half_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert _tree(tmp_path / "target") == {}
 
 
+def test_a_disk_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hits = [hit(n, _file(tmp_path / str(n) / "a.jpg", b"1")) for n in (1, 2)]
+    known = os.open
+
+    def refuses(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return known(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuses)
+    report = copy_hits(hits, tmp_path / "target")
+    assert [failure.error for failure in report.failed] == [os.strerror(errno.EROFS)] * 2
+    assert report.copied == report.present == 0
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_target_that_may_not_be_written(tmp_path: Path) -> None:
     target = tmp_path / "target"
