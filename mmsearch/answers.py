@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
 
 _SNIPPET = 160
 _DUPLICATES_SHOWN = 5
+_NARROWEST = 24
+_PIECES = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]\s*|[^\s\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]+\s*")
+"""Words with the blanks after them; Chinese and Japanese characters, between which a line may end, one by one."""
 
 
 def say_notices(answer: Answer) -> None:
@@ -72,7 +78,10 @@ def explanation_lines(answer: Answer) -> list[str]:
     explanation = answer.explanation
     if explanation is None:
         return []
-    lines = [f"{name:<11} {safe(value)}" for name, value in _facts(explanation)]
+    lines = []
+    for name, value in _facts(explanation):
+        first, *more = folded(safe(value), _room(12)) or [""]
+        lines += [f"{name:<11} {first}", *(f"{'':12}{line}" for line in more)]
     explained = _explained(explanation)
     for hit in answer.hits:
         lines += ["", f"{hit.rank}  {safe(shown_path(hit))}"]
@@ -105,6 +114,29 @@ def duplicate_name(duplicate: Hit, hit: Hit) -> str:
     return shown_path(duplicate)
 
 
+def ranks_line(ranks: Mapping[str, int]) -> str:
+    """The ranks of an item in the lists that were fused."""
+    return ", ".join(f"{name} {rank:,}" for name, rank in ranks.items())
+
+
+def folded(text: str, width: int) -> list[str]:
+    """A text as lines of at most a number of columns, broken between words where it can be."""
+    lines, line, used = [], "", 0
+    for piece in _PIECES.findall(text):
+        size = _columns(piece.rstrip())
+        if line and used + size > width:
+            lines.append(line.rstrip())
+            line, used = "", 0
+        while size > width and len(piece) > 1:
+            at = next(n for n in range(len(piece), 0, -1) if n == 1 or _columns(piece[:n]) <= width)
+            lines.append(piece[:at])
+            piece = piece[at:]
+            size = _columns(piece.rstrip())
+        line += piece
+        used += _columns(piece)
+    return [*lines, line.rstrip()] if line.strip() else lines
+
+
 def one_line(text: str, most: int | None = None) -> str:
     """A text without line ends, cut to a number of characters."""
     text = " ".join(text.split())
@@ -124,15 +156,15 @@ def _write_table(hits: Sequence[Hit], group: GroupBy | None, draw: Callable[[Hit
         if rated:
             cells.append(f"{'-' if hit.relevance is None else f'{hit.relevance:.2f}':>9}")
         write("  ".join([*cells, safe(shown_path(hit))]))
-        for line in _below(hit, group):
+        for line in _below(hit, group, _room(len(head))):
             write(f"{'':{len(head)}}{line}")
         if draw is not None:
             draw(hit, len(head))
 
 
-def _below(hit: Hit, group: GroupBy | None) -> list[str]:
-    """What stands below the path of a hit."""
-    lines = [safe(one_line(hit.text, _SNIPPET))] if hit.text is not None else []
+def _below(hit: Hit, group: GroupBy | None, width: int) -> list[str]:
+    """What stands below the path of a hit, its text folded to a number of columns."""
+    lines = folded(safe(one_line(hit.text, _SNIPPET)), width) if hit.text is not None else []
     lines += [f"= {safe(duplicate_name(other, hit))}" for other in hit.duplicates[:_DUPLICATES_SHOWN]]
     if len(hit.duplicates) > _DUPLICATES_SHOWN:
         lines.append(f"= {len(hit.duplicates) - _DUPLICATES_SHOWN:,} more")
@@ -141,6 +173,18 @@ def _below(hit: Hit, group: GroupBy | None) -> list[str]:
     if hit.tags:
         lines.append(f"tags: {safe(', '.join(hit.tags))}")
     return lines
+
+
+def _room(indent: int) -> int:
+    """The columns of the terminal to the right of an indentation."""
+    return max(_NARROWEST, shutil.get_terminal_size().columns - indent)
+
+
+def _columns(text: str) -> int:
+    """The width of a text on a terminal."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
+    )
 
 
 # --- explanations ----------------------------------------------------------------------------------------------
@@ -170,8 +214,8 @@ def _facts(explanation: Explanation) -> list[tuple[str, str]]:
         spread = (f"{name} {mean:.4f} ± {width:.4f}" for name, (mean, width) in explanation.background.items())
         facts.append(("background", ", ".join(spread)))
     if explanation.milliseconds:
-        stages = (f"{stage} {spent:,.1f} ms" for stage, spent in explanation.milliseconds.items())
-        facts.append(("time", ", ".join(stages)))
+        stages = ", ".join(f"{stage} {spent:,.1f}" for stage, spent in explanation.milliseconds.items())
+        facts.append(("time", f"{sum(explanation.milliseconds.values()):,.1f} ms: {stages}"))
     return facts
 
 
@@ -183,7 +227,7 @@ def _reasons(found: HitExplanation) -> list[str]:
         score = "-" if clause.score is None else f"{clause.score:.4f}"
         lines.append(f"{clause.weight:>+6.4g}  {score:>6}  {clause.contribution:>+12.4f}  {safe(clause.clause)}")
     if found.ranks:
-        lines.append("ranks   " + ", ".join(f"{safe(name)} {rank:,}" for name, rank in found.ranks.items()))
+        lines.append(f"ranks   {safe(ranks_line(found.ranks))}")
     if found.words:
         lines.append("words   " + safe(", ".join(found.words)))
     return lines

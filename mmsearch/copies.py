@@ -59,7 +59,8 @@ def copy_hits(hits: Sequence[Hit], folder: Path) -> CopyReport:
             else:
                 present += 1
         except OSError as error:
-            failed.append(Failure(os.fspath(path), gone_or_why(error)))
+            why = (error.strerror or str(error)) if path.exists() else gone_or_why(error)  # the target may be gone
+            failed.append(Failure(os.fspath(path), why))
     pathless = sum(hit.path is None for hit in hits)
     return CopyReport(folder, copied, present, pathless, tuple(failed))
 
@@ -75,6 +76,12 @@ def copy_lines(report: CopyReport) -> list[str]:
         lines.append(f"{counted(len(report.failed), 'file')} could not be copied:")
         lines += [f"  {safe(failure.path)}: {safe(failure.error)}" for failure in report.failed]
     return lines
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where copies cannot be meant to go to `folder`; makes nothing."""
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise UsageError(f"cannot copy to {folder}: a file is in the way; name a folder")
 
 
 def _make(folder: Path) -> None:

@@ -22,9 +22,12 @@ def picture_path(hit: Hit) -> Path | None:
     """The picture that a hit is or belongs to; None for plain texts and for what is no file here."""
     from mmsearch.retrieval.media import IMAGE_EXTENSIONS
 
-    if hit.path is None or (hit.modality != "image" and hit.path.suffix.lower() not in IMAGE_EXTENSIONS):
+    if hit.path is None or hit.modality == "image" or hit.path.suffix.lower() in IMAGE_EXTENSIONS:
+        return hit.path
+    if hit.path.suffix.lower() != ".txt":
         return None
-    return hit.path
+    beside = (f"{hit.path.stem}{written}" for known in IMAGE_EXTENSIONS for written in (known, known.upper()))
+    return next((path for name in sorted(beside) if os.path.exists(path := hit.path.with_name(name))), None)
 
 
 def small_picture(path: Path, edge: int) -> Image.Image:

@@ -43,6 +43,8 @@ class SearchOptions:
         ):
             if value is not None and value not in allowed:
                 raise UsageError(f"{name} {value!r} is none of {', '.join(allowed)}")
+        if self.mode == "lexical" and self.fusion is not None:
+            raise UsageError("fusion combines what clauses mean, and lexical search looks at words only: take one")
         for name, share in (("diverse", self.diverse), ("min_relevance", self.min_relevance)):
             if not 0 <= share <= 1:
                 raise UsageError(f"{name} must be between 0 and 1, not {share}")

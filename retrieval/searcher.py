@@ -201,6 +201,8 @@ class _Search:
         wanted = [(clause.text, clause.phrases) for clause in texts if clause.weight > 0]
         if not wanted and self._mode == "lexical":
             raise UsageError("lexical search looks for words: give it a text, or leave out the mode")
+        if self._mode == "lexical" and len(wanted) < len(clauses) + (self._vector is not None):
+            self._notices.append("lexical search looks for words: pictures, items and negative clauses were left out")
         found = word_query(
             wanted,
             [(clause.text, clause.phrases) for clause in texts if clause.weight < 0],

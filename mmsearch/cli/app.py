@@ -28,12 +28,34 @@ class _Commands(TyperGroup):
 
 
 class SignedCommand(TyperCommand):
-    """A command whose arguments may begin with a minus and a blank: `mmsearch query "- fruit"`."""
+    """A command whose arguments may begin with a minus and a blank: `mmsearch query "- fruit"`.
+
+    Its help shows options under the headings that they name, and its epilog line by line.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Splits these in two, or they would be options."""
         parts = [part for arg in args for part in (arg.split(maxsplit=1) if arg[:2].rstrip() == "-" != arg else [arg])]
         return super().parse_args(ctx, parts)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments and options under their headings, in the order in which these are first named."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                heading = getattr(param, "rich_help_panel", None) or "Other options"
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Writes examples as they are: wrapped, a command line is none."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.strip().splitlines():
+                    formatter.write(f"{'':{formatter.current_indent}}{line.strip()}\n")
 
 
 @contextmanager

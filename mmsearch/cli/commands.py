@@ -202,72 +202,141 @@ def _finish(report: Report, opened: Index, *, as_json: bool) -> None:
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-@app.command(cls=SignedCommand)
+_QUERY, _HITS, _RANKING, _OUTPUT = "What to look for", "Which hits", "How to rank", "How to show them"
+
+_EXAMPLES = """
+mmsearch query "a dog on the beach"
+mmsearch query "2:golden retriever + ./pool.jpg - fruit"    # combine, exclude
+mmsearch query --image cat.jpg --where "year >= 2024 and not tag = draft"
+mmsearch query id:17 --dedup --group folder                 # more like this
+mmsearch query '"no entry"' --mode lexical                  # these words
+mmsearch query ./scan.png --modality text                   # texts for it
+mmsearch query 日落 --min-relevance 0.5 --sort date
+mmsearch query sunset --diverse 0.3 --html hits.html --open
+mmsearch query sunset -k 20 --offset 20 --copy-to best      # second page
+mmsearch query sunset --paths0 | xargs -0 ls -l
+mmsearch query "cat - dog" --fusion both --explain
+"""
+
+
+@app.command(cls=SignedCommand, epilog=_EXAMPLES)
 def query(
     text: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[QUERY]...", help="What to look for; see above.", show_default=False),
+        typer.Argument(metavar="QUERY", help="Clauses; see above.", show_default=False, rich_help_panel=_QUERY),
     ] = None,
     image: Annotated[
-        list[str] | None, typer.Option("--image", metavar="PATH", help="A picture to look for; repeatable.")
+        list[str] | None,
+        typer.Option("--image", metavar="PATH", help="A picture; repeatable.", rich_help_panel=_QUERY),
     ] = None,
     plus: Annotated[
-        list[str] | None, typer.Option("--plus", metavar="CLAUSE", help="One more clause to look for; repeatable.")
+        list[str] | None,
+        typer.Option("--plus", metavar="CLAUSE", help="One more clause; repeatable.", rich_help_panel=_QUERY),
     ] = None,
     minus: Annotated[
-        list[str] | None, typer.Option("--minus", metavar="CLAUSE", help="A clause to push away; repeatable.")
+        list[str] | None,
+        typer.Option("--minus", metavar="CLAUSE", help="A clause to push away; repeatable.", rich_help_panel=_QUERY),
     ] = None,
-    k: Annotated[int, typer.Option("--top-k", "-k", metavar="K", help="How many hits at most.")] = 10,
-    offset: Annotated[int, typer.Option(metavar="N", help="Pass over the N best: the next page.")] = 0,
+    include_self: Annotated[
+        bool,
+        typer.Option(
+            "--include-self",
+            help="Keep the pictures and items of the query in its own answer.",
+            rich_help_panel=_QUERY,
+        ),
+    ] = False,
+    k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="K", help="How many hits at most.", rich_help_panel=_HITS)
+    ] = 10,
+    offset: Annotated[
+        int, typer.Option(metavar="N", help="Pass over the N best: the next page.", rich_help_panel=_HITS)
+    ] = 0,
     where: Annotated[
-        str | None, typer.Option(metavar="FILTER", help="Only what passes: 'year = 2024 and width >= 1000'.")
+        str | None, typer.Option(metavar="FILTER", help="Only what passes; see above.", rich_help_panel=_HITS)
     ] = None,
     modality: Annotated[
         ModalityChoice | None,
-        typer.Option(help="What to find; pictures by default, texts if there are no pictures."),
+        typer.Option(help="What to find; pictures by default, texts if there are no pictures.", rich_help_panel=_HITS),
+    ] = None,
+    min_relevance: Annotated[
+        float,
+        typer.Option(
+            metavar="0..1",
+            help="Leave out hits of less relevance; 0.5 leaves out what is no match.",
+            rich_help_panel=_HITS,
+        ),
+    ] = 0.0,
+    dedup: Annotated[
+        bool, typer.Option("--dedup", help="Only the best of near-duplicates.", rich_help_panel=_HITS)
+    ] = False,
+    group: Annotated[
+        GroupChoice | None,
+        typer.Option(help="Only the best hit of each file or folder; others are counted.", rich_help_panel=_HITS),
     ] = None,
     mode: Annotated[
-        ModeChoice | None, typer.Option(help="By meaning (dense), by words (lexical), or by both (hybrid).")
+        ModeChoice | None,
+        typer.Option(
+            help="By meaning (dense), by words (lexical), or by both (hybrid, the default).", rich_help_panel=_RANKING
+        ),
     ] = None,
     fusion: Annotated[
         FusionChoice | None,
-        typer.Option(help="Clauses as one vector (early), as a ranking each (late), or both."),
+        typer.Option(
+            help="Clauses as one vector (early, the default), as a ranking each (late), or both.",
+            rich_help_panel=_RANKING,
+        ),
     ] = None,
-    group: Annotated[
-        GroupChoice | None, typer.Option(help="Only the best hit of each file or folder; others are counted.")
-    ] = None,
-    dedup: Annotated[bool, typer.Option("--dedup", help="Only the best of near-duplicates.")] = False,
     diverse: Annotated[
-        float, typer.Option(metavar="0..1", help="How much hits are to differ from those before; 0.3 is a good start.")
+        float,
+        typer.Option(
+            metavar="0..1",
+            help="How much hits are to differ from those before; 0.3 is a good start.",
+            rich_help_panel=_RANKING,
+        ),
     ] = 0.0,
-    sort: Annotated[SortChoice, typer.Option(help="The order of the hits.")] = SortChoice.relevance,
-    min_relevance: Annotated[
-        float, typer.Option(metavar="0..1", help="Leave out hits of less relevance; 0.5 leaves out what is no match.")
-    ] = 0.0,
-    include_self: Annotated[
-        bool, typer.Option("--include-self", help="Keep the pictures and items of the query in its own answer.")
-    ] = False,
+    sort: Annotated[
+        SortChoice, typer.Option(help="The order of the hits; date: newest first.", rich_help_panel=_RANKING)
+    ] = SortChoice.relevance,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say how each hit was found, and how long each stage took.")
+        bool,
+        typer.Option(
+            "--explain", help="Say how each hit was found, and how long each stage took.", rich_help_panel=_OUTPUT
+        ),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per hit and line.", rich_help_panel=_OUTPUT)
+    ] = False,
+    paths0: Annotated[
+        bool,
+        typer.Option(
+            "--paths0", help="Print paths only, each ended by a NUL character, for xargs -0.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a page with pictures that needs no other file.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Show such a page in the browser.", rich_help_panel=_OUTPUT)
+    ] = False,
+    copy_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Copy the files of the hits; nothing is overwritten.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    thumbnails: Annotated[
+        bool | None,
+        typer.Option(
+            help="Pictures in the terminal; by default where it speaks the kitty protocol.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
     index_path: IndexOption = None,
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     offline: OfflineOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per hit and line.")] = False,
-    paths0: Annotated[
-        bool, typer.Option("--paths0", help="Print paths only, each ended by a NUL character, for xargs -0.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures that needs no other file.")
-    ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Show such a page in the browser.")] = False,
-    copy_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy the files of the hits; nothing is overwritten.")
-    ] = None,
-    thumbnails: Annotated[
-        bool | None, typer.Option(help="Pictures in the terminal; by default where it speaks the kitty protocol.")
-    ] = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Search the index with words, pictures, items, or all of them.
@@ -276,7 +345,11 @@ def query(
     of a picture (beginning with ./ ../ / or ~/) or an item (id:17, more like this), with a weight before it if it is
     to count more. Quotes make exact phrases, and words of what would mean something else: '"rock - paper"'.
 
-    On a terminal: rank, relevance, score and path, for texts a snippet. Elsewhere separated by tabs: rank, score,
+    A FILTER compares fields, with and, or, not, and parentheses: width >= 1000 and path ~ "*/beach/*"; taken in
+    2024-05..2024-08; near(48.1, 11.5, 20km). Fields are path, folder, ext, modality, size, width, height, taken,
+    modified, year, camera, lat, lon, tag and meta.NAME; operators are = != < <= > >= in, and ~ for globs.
+
+    On a terminal: rank, score, relevance and path, for texts a snippet. Elsewhere separated by tabs: rank, score,
     path; for texts also the fragment and the text. Control characters in file names are shown as escapes.
     """
     from mmsearch.index import Index

@@ -26,6 +26,10 @@ class Showing:
         copy_to: folder for copies of the files.
         thumbnails: draw pictures in the terminal; None where it can.
         group: what hits stand for.
+
+    Raises:
+        UsageError: options that make no sense together; a target that cannot be meant.
+        MissingExtra: pictures in the terminal are wanted, and the package for them is not installed.
     """
 
     as_json: bool = False
@@ -44,13 +48,25 @@ class Showing:
             raise UsageError("--paths0 prints paths only: leave out --explain")
         if self.thumbnails and (self.as_json or self.paths0):
             raise UsageError("--thumbnails is for people: leave out --json and --paths0")
+        if self.thumbnails:
+            from mmsearch.thumbnails import require_thumbnails
+
+            require_thumbnails()
+        if self.html is not None:
+            from mmsearch.sheet import check_target
+
+            check_target(self.html)
+        if self.copy_to is not None:
+            from mmsearch.copies import check_folder
+
+            check_folder(self.copy_to)
 
 
 def show(answer: Answer, how: Showing) -> None:
     """Shows an answer.
 
     Raises:
-        UsageError: the terminal cannot do what is asked for.
+        UsageError: the terminal does not show the pictures that it is asked for.
         MMSearchError: a page or a folder cannot be written.
     """
     from mmsearch import answers, output
@@ -69,6 +85,8 @@ def show(answer: Answer, how: Showing) -> None:
     else:
         answers.write_hits(answer, people=people, group=how.group, draw=draw)
         if how.explain:
+            if people and answer.hits:
+                output.write("")
             for line in answers.explanation_lines(answer):
                 output.write(line) if people else output.say(line)
     if how.html is not None or how.open:
