@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.store.reader import Snapshot
+    from mmsearch.retrieval.types import Modality
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class ClauseEncoder:
             return _first(encoder.encode_images([encoder.preprocess(upright(image))])), frozenset()
         own = self._snapshot.pictures_of_hash(content_hash(content))
         if own:  # its embedding is in the index: no model needed
-            return _first(self._snapshot.vectors("image", own[:1])), frozenset(own)
+            return self._stored("image", own[0]), frozenset(own)
         encoder = self._encoder()
         loaded = load_image(content, target=encoder.image_size, name=name)
         return _first(encoder.encode_images([encoder.preprocess(loaded.image)])), frozenset()
@@ -128,8 +129,12 @@ class ClauseEncoder:
         record = self._snapshot.items([clause.item_id]).get(clause.item_id)
         if record is None:
             raise UsageError(f"there is no item {clause.item_id} in the index; hits show their ids with --json")
-        row = _first(self._snapshot.vectors(record.modality, [clause.item_id]))
-        return row / np.float32(np.linalg.norm(row)), self._snapshot.same_content(clause.item_id)
+        return self._stored(record.modality, clause.item_id), self._snapshot.same_content(clause.item_id)
+
+    def _stored(self, space: Modality, item_id: int) -> NDArray[np.float32]:
+        """The vector of an item, whose length is 1 but for what float16 has rounded."""
+        row = _first(self._snapshot.vectors(space, [item_id]))
+        return row / np.float32(np.linalg.norm(row))
 
 
 def text_rows(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -44,8 +44,15 @@ class SearchOptions:
             if value is not None and value not in allowed:
                 raise UsageError(f"{name} {value!r} is none of {', '.join(allowed)}")
         for name, share in (("diverse", self.diverse), ("min_relevance", self.min_relevance)):
-            if not 0 <= share <= 1:
+            if not _is_share(share):
                 raise UsageError(f"{name} must be between 0 and 1, not {share}")
+
+
+def _is_share(value: Any) -> bool:
+    try:
+        return bool(0 <= value <= 1)
+    except (TypeError, ValueError):
+        return False
 
 
 def _whole(value: Any, name: str, least: int) -> int:

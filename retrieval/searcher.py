@@ -84,8 +84,8 @@ def _composed(
     clauses = list((parse(query) if isinstance(query, str) else query).clauses) if query is not None else []
     if image is not None:
         clauses.append(ImageClause(image))
-    clauses += [parse_clause(text) for text in plus]
-    clauses += [parse_clause(text, sign=-1.0) for text in minus]
+    clauses += [parse_clause(text) for text in ([plus] if isinstance(plus, str) else plus)]
+    clauses += [parse_clause(text, sign=-1.0) for text in ([minus] if isinstance(minus, str) else minus)]
     return Query(tuple(clauses)) if clauses else None
 
 
@@ -203,6 +203,11 @@ class _Search:
             lambda match, limit: word_frequency(self._snapshot, match, limit),
             sum(self._snapshot.counts.values()),
         )
+        if self._mode == "lexical":
+            if len(texts) < len(clauses) or self._vector is not None:
+                self._notices.append("lexical search looks for words only: the rest of the query was passed over")
+            if found is None and self._spaces:
+                self._notices.append("no text, name or tag here has the words of the query")
         self._timed("words")
         return found
 
@@ -240,10 +245,10 @@ class _Search:
 
     def _matched(self, hits: Sequence[Hit], ranker: Ranker) -> bool | None:
         """Whether anything matches; None where that cannot be told."""
-        if ranker.words is not None and ranker.words.phrases and any(ranker.ranks.get("words", ())):
+        if ranker.words is not None and ranker.words.phrases and ranker.has_words:
             return True
         known = [hit.relevance for hit in hits if hit.relevance is not None]
-        known += [value for one in ranker.dense for value in one.relevance_of_best()]
+        known += ranker.best_relevances()
         if not known or all(clause.weight < 0 for clause in ranker.clauses):
             return None
         return max(known) >= MATCH
@@ -252,18 +257,18 @@ class _Search:
         words: dict[int, tuple[str, ...]] = {}
         if ranker.words is not None:
             words = found_words(self._snapshot, ranker.words, [hit.item_id for hit in hits])
-        explained = []
-        for hit in hits:
-            clauses: tuple[ClauseScore, ...] = ()
-            dense = next((one for one in ranker.dense if one.space == hit.modality), None)
-            if dense is not None:
-                vector = self._snapshot.vectors(hit.modality, [hit.item_id])[0]
-                clauses = tuple(
+        scores: dict[int, tuple[ClauseScore, ...]] = {}
+        for dense in ranker.dense:
+            ids = [hit.item_id for hit in hits if hit.modality == dense.space]
+            for item_id, vector in zip(ids, self._snapshot.vectors(dense.space, ids), strict=True):
+                scores[item_id] = tuple(
                     ClauseScore(clause.name, clause.weight, score := float(clause.row @ vector), share * score)
                     for clause, share in zip(ranker.clauses, dense.shares, strict=True)
                 )
-            ranks = {name: found[hit.item_id] for name, found in ranker.ranks.items() if hit.item_id in found}
-            explained.append(HitExplanation(hit.item_id, clauses, ranks, words.get(hit.item_id, ())))
+        explained = []
+        for item_id in (hit.item_id for hit in hits):
+            ranks = {name: found[item_id] for name, found in ranker.ranks.items() if item_id in found}
+            explained.append(HitExplanation(item_id, scores.get(item_id, ()), ranks, words.get(item_id, ())))
         self._timed("explain")
         return tuple(explained)
 

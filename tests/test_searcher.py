@@ -100,9 +100,9 @@ def test_a_vector_of_any_length(snapshot: Snapshot, encoder: FakeEncoder) -> Non
 
 
 def test_all_interleaves_by_rank_not_by_score(searcher: Searcher) -> None:
-    hits = searcher.search("red", modality="all", k=20)
-    images = [hit.item_id for hit in searcher.search("red", modality="image", k=20)]
-    texts = [hit.item_id for hit in searcher.search("red", modality="text", k=20)]
+    hits = searcher.search("red", modality="all", k=20, mode="dense")
+    images = [hit.item_id for hit in searcher.search("red", modality="image", k=20, mode="dense")]
+    texts = [hit.item_id for hit in searcher.search("red", modality="text", k=20, mode="dense")]
     assert [hit.item_id for hit in hits if hit.modality == "image"] == images
     assert [hit.item_id for hit in hits if hit.modality == "text"] == texts
     assert [hit.modality for hit in hits[:4]] == ["image", "text", "image", "text"]
