@@ -92,10 +92,10 @@ class ClauseEncoder:
             raise UsageError(f"the query vector is no array of {dim} numbers: {error}") from error
         if row.shape != (dim,):
             raise UsageError(f"the query vector has the shape {row.shape}; this index needs ({dim},)")
-        length = float(np.linalg.norm(row))
-        if not np.isfinite(length) or length == 0.0:
+        if not np.isfinite(row).all() or not row.any():
             raise UsageError("the query vector must be finite and not all zeros")
-        return EmbeddedClause("<vector>", 1.0, (row / length).astype(np.float32))
+        row = row / np.abs(row).max()  # or the squares of very large numbers overflow
+        return EmbeddedClause("<vector>", 1.0, (row / np.linalg.norm(row)).astype(np.float32))
 
     def _encoder(self) -> Encoder:
         encoder = self._get_encoder()
