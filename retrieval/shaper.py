@@ -70,7 +70,9 @@ class Shaper:
             mine = [item_id for item_id in item_ids if modality[item_id] == one.space]
             if one.row is None or not mine:
                 continue
-            values = one.background.relevance(self._snapshot.vectors(one.space, mine) @ one.row)
+            # Each by itself: what BLAS makes of a row depends on how many there are.
+            scores = (self._snapshot.vectors(one.space, mine).astype(np.float64) * one.row).sum(axis=1)
+            values = one.background.relevance(scores)
             if values is not None:
                 found.update(zip(mine, values.tolist(), strict=True))
         return found
