@@ -10,9 +10,9 @@ import numpy as np
 
 from mmsearch.retrieval.calibrate import SAMPLE, Background
 from mmsearch.retrieval.fusion import reciprocal_rank_fusion
-from mmsearch.retrieval.shaping import Ranking, deepening
+from mmsearch.retrieval.shaping import FIRST_DEPTH, Ranking, deepening
 from mmsearch.retrieval.store.lexical import search_words
-from mmsearch.retrieval.store.selection import search_where
+from mmsearch.retrieval.store.selection import folders_of, search_where
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -120,6 +120,33 @@ class Ranker:
                 values = dense.background.relevance(np.array([self.best[dense.space]]))
                 found += [] if values is None else values.tolist()
         return found
+
+    def folders(self) -> int | None:
+        """In how many folders what can be found lies, at most; None where that is not known."""
+        found: set[tuple[int, str]] = set()
+        for space in self.spaces:
+            some = folders_of(self.snapshot, space, self.where.get(space))
+            if some is None:
+                return None
+            found |= some
+        return len(found)
+
+    def relevant(self, least: float) -> set[int] | None:
+        """All items of at least this relevance; None where it is not known of all items."""
+        found: set[int] = set()
+        for dense in self.dense:
+            depth = FIRST_DEPTH
+            while True:
+                ranking = [] if dense.row is None else self._search(dense.space, dense.row, depth)
+                values = dense.background.relevance(np.array([score for _, score in ranking]))
+                if dense.row is None or values is None:
+                    return None
+                good = [item_id for (item_id, _), value in zip(ranking, values, strict=True) if value >= least]
+                if len(good) < len(ranking) or len(ranking) < depth:
+                    found.update(good)
+                    break
+                depth *= 4
+        return found if self.dense else None
 
     def _is_one_list(self) -> bool:
         dense = len([one for one in self.dense if one.row is not None])

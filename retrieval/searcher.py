@@ -136,7 +136,7 @@ class _Search:
             left_out=frozenset[int]().union(*own),
             timed=self._timed,
         )
-        shaper = Shaper(self._snapshot, dense, self._options)
+        shaper = Shaper(ranker, self._options)
         hits = self._hits(self._shown(ranker, shaper), shaper)
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
@@ -218,7 +218,7 @@ class _Search:
             return []
         options = self._options
         need = options.offset + options.k
-        shown = shaper.shape(ranker.rank, need)[options.offset : need]
+        shown = shaper.shape(need)[options.offset : need]
         self._timed("search")
         return shown
 

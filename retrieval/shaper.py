@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mmsearch.retrieval.options import SearchOptions
-    from mmsearch.retrieval.ranking import DenseQuery
-    from mmsearch.retrieval.store.reader import Snapshot
+    from mmsearch.retrieval.ranking import Ranker
     from mmsearch.retrieval.store.records import ItemRecord
 
 _POOL = 200
@@ -42,31 +42,46 @@ class Shown:
 class Shaper:
     """Shapes the rankings of one search. Longer answers begin with shorter ones, so that pages fit together."""
 
-    def __init__(self, snapshot: Snapshot, dense: Sequence[DenseQuery], options: SearchOptions) -> None:
-        self._snapshot = snapshot
-        self._dense = dense
+    def __init__(self, ranker: Ranker, options: SearchOptions) -> None:
+        self._ranker = ranker
+        self._snapshot = ranker.snapshot
         self._options = options
 
-    def shape(self, rank: Callable[[int], Ranking], need: int) -> list[Shown]:
-        """The first `need` of what is shown of a ranking."""
+    def shape(self, need: int) -> list[Shown]:
+        """The first `need` of what is shown of the ranking."""
         options = self._options
         if not (options.min_relevance or options.dedup or options.group or options.diverse):
-            return [Shown(item_id, score) for item_id, score in rank(need)]
+            return [Shown(item_id, score) for item_id, score in self._ranker.rank(need)]
         whole_pools = -(-need // _POOL) * _POOL if options.diverse else need
         size = _tier(need)
         while True:
-            ranked = rank(size)
+            ranked = self._ranker.rank(size)
             shown = self._collapsed(ranked)
-            if len(shown) >= whole_pools or len(ranked) < size:
+            if len(shown) >= whole_pools or len(ranked) < size or self._is_all(shown, ranked):
                 break
             size *= _DEEPER
         return (self._diverse(shown) if options.diverse else shown)[:need]
+
+    def _is_all(self, shown: Sequence[Shown], ranked: Ranking) -> bool:
+        """Whether nothing that is below these would be shown: the ranking may be as long as the index."""
+        if self._options.group == "folder" and self._folders is not None and len(shown) >= self._folders:
+            return True
+        return self._relevant is not None and self._relevant <= {item_id for item_id, _ in ranked}
+
+    @cached_property
+    def _folders(self) -> int | None:
+        return self._ranker.folders()
+
+    @cached_property
+    def _relevant(self) -> set[int] | None:
+        least = self._options.min_relevance
+        return self._ranker.relevant(least) if least else None
 
     def relevance(self, item_ids: Sequence[int]) -> dict[int, float]:
         """Relevances of items; those that are not known are left out."""
         found: dict[int, float] = {}
         modality = {item_id: record.modality for item_id, record in self._snapshot.items(item_ids).items()}
-        for one in self._dense:
+        for one in self._ranker.dense:
             mine = [item_id for item_id in item_ids if modality[item_id] == one.space]
             if one.row is None or not mine:
                 continue

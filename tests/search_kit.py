@@ -101,15 +101,23 @@ def _add(
     )
 
 
-def add_captions(built: Built, folder: Path, captions: Sequence[tuple[str, str]]) -> None:
-    """Rows of a manifest that name pictures by their uris, in this order."""
+def add_captions(built: Built, folder: Path, captions: Sequence[tuple[str | None, str]]) -> None:
+    """Rows of a manifest that name pictures by their uris, or none, in this order."""
     manifest = Root(folder / "captions.csv", 1, kind="manifest")
     with built.store.writer() as writer:
         writer.root(manifest)
         for number, (uri, text) in enumerate(captions):
-            writer.embed("text", [key(text)], unit((1, 0, 0, 0))[None], **PRECISION)
+            writer.embed("text", [key(text)], unit([1, *[0] * (built.store.dim - 1)])[None], **PRECISION)
             writer.add(
-                ItemRef(str(manifest.path), f"id={number}", str(manifest.path), "text", Stamp(1, 1), uri, str(folder)),
+                ItemRef(
+                    str(manifest.path),
+                    f"id={number}",
+                    str(manifest.path),
+                    "text",
+                    Stamp(1, 1),
+                    uri,
+                    uri and str(folder),
+                ),
                 content_hash=key(text),
                 metadata=AssetMetadata(),
                 items=[NewItem("text", key(text), None, text)],

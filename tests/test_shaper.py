@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_kit import Built, File, build, ids, no_encoder, unit
+from search_kit import Built, File, add_captions, build, ids, no_encoder, unit
 
 from mmsearch.retrieval import shaper, shaping
 from mmsearch.retrieval.encoders.fake import FakeEncoder
@@ -107,7 +107,7 @@ OPTIONS = st.fixed_dictionaries(
 @given(OPTIONS, st.integers(1, 17))
 def test_pages_fit_together(searcher: Searcher, options: dict[str, Any], k: int) -> None:
     with small_pools():
-        whole = shown(searcher.search(k=100, **options))
+        whole = shown(searcher.search(k=500, **options))
         pages: list[tuple[Any, ...]] = []
         while True:
             page = shown(searcher.search(k=k, offset=len(pages), **options))
@@ -164,6 +164,24 @@ def test_groups_keep_the_order_and_count_the_others(
     assert ids(grouped) == ids(list(best.values()))
     assert [hit.others for hit in grouped] == list(others.values())
     assert [hit.score for hit in grouped] == [hit.score for hit in best.values()]
+
+
+@pytest.mark.parametrize("modality", ["image", "text", "all"])
+@pytest.mark.parametrize("where", [None, 'path ~ "*a*"', 'tag = "one"'])
+def test_every_folder_is_found_however_few_there_are(tmp_path: Path, modality: str, where: str | None) -> None:
+    """Rows of a manifest lie where their pictures do, or where the manifest does."""
+    files = [File(f"{folder}/{n:02}.jpg", (1, n), tags=("one",) * (n == 9)) for n in range(20) for folder in "ab"]
+    built = build(tmp_path, [*files, File("a/below/only.jpg", (-1, 0)), File("last.jpg", (-1, -1), ("beside",))])
+    add_captions(built, tmp_path, [("a/00.jpg", "one"), ("b/01.jpg", "two"), ("b/02.jpg", "three"), (None, "four")])
+    with built.store.snapshot() as snapshot, small_pools():
+        searcher = Searcher(snapshot, no_encoder)
+        options: dict[str, Any] = {"vector": (1, 0), "modality": modality, "where": where}
+        everything = searcher.search(k=200, **options)
+        grouped = searcher.search(k=50, group="folder", **options)
+    assert [hit.path.parent for hit in grouped if hit.path] == list(
+        dict.fromkeys(hit.path.parent for hit in everything if hit.path)
+    )
+    assert len(grouped) > 0 or (modality, where) == ("text", 'tag = "one"')
 
 
 # Near-duplicates
@@ -248,6 +266,12 @@ def test_only_what_is_relevant_enough(searcher: Searcher) -> None:
     for least in (values[1], values[len(values) // 2], values[-1]):
         expected = [hit.item_id for hit in everything if (hit.relevance or 0.0) >= least]
         assert ids(searcher.search("red dog", k=200, min_relevance=least)) == expected
+    with small_pools():
+        for options in ({}, {"modality": "all"}, {"fusion": "late"}, {"where": 'path ~ "*a*"'}, {"mode": "dense"}):
+            some = searcher.search("red dog + cat", k=200, **options)
+            least = sorted(hit.relevance or 0.0 for hit in some)[-5]
+            expected = [hit.item_id for hit in some if (hit.relevance or 0.0) >= least]
+            assert ids(searcher.search("red dog + cat", k=200, min_relevance=least, **options)) == expected
     texts = searcher.search("red dog", k=200, modality="text", mode="lexical", min_relevance=0.5)
     assert texts.notices == ("relevance is unknown here, so nothing was left out for it",)
     assert len(texts) > 0
