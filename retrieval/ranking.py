@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _CANCELLED = 1e-4
 """A composed vector shorter than this share of its parts is what rounding has left."""
 
+_FLAT = 1e-6
+"""Scores that vary less than this vary by rounding."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseQuery:
@@ -55,7 +58,7 @@ def compose(snapshot: Snapshot, space: Modality, clauses: Sequence[EmbeddedClaus
     weights = np.array(_scaled_weights(clauses))
     if len(clauses) > 1 and len(sample) > 1:
         deviations = (sample @ rows.T.astype(np.float32)).std(axis=0)
-        weights = weights / np.where(deviations > 0, deviations, 1.0)
+        weights = weights / np.where(deviations > _FLAT, deviations, 1.0)
     weights = weights / np.abs(weights).sum()
     composed = weights @ rows
     length = float(np.linalg.norm(composed))

@@ -123,6 +123,19 @@ def test_what_is_left_of_clauses_ranks(three: Built, fusion: str) -> None:
     assert (answer[0].uri, answer.notices) == ("y.jpg", ())
 
 
+def test_pictures_that_are_all_alike(tmp_path: Path) -> None:
+    """Their scores vary by rounding only, which must not decide what a clause counts."""
+    random = np.random.default_rng(3).normal(size=(2, 33))
+    same = tuple(random[0].tolist())
+    built = build(tmp_path, [File(f"{number:03}.jpg", same) for number in range(200)])
+    for fusion in ("early", "late", "both"):
+        answer = search(built, "3:id:5 - id:7", vector=random[1], fusion=fusion, include_self=True, k=200)
+        assert ids(answer) == list(range(1, 201))
+        assert answer.explanation is not None
+        shares = [clause.contribution for clause in answer.explanation.hits[0].clauses[:2]]
+        assert shares[0] / shares[1] == pytest.approx(-3.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("fusion", ["early", "late", "both"])
 @pytest.mark.parametrize("query", ["- id:1", "- id:1 - 3:id:4"])
 def test_negative_clauses_only(three: Built, fusion: str, query: str) -> None:
