@@ -57,7 +57,7 @@ def compose(snapshot: Snapshot, space: Modality, clauses: Sequence[EmbeddedClaus
     rows = np.stack([clause.row for clause in clauses]).astype(np.float64)
     weights = np.array(_scaled_weights(clauses))
     if len(clauses) > 1 and len(sample) > 1:
-        deviations = (sample @ rows.T.astype(np.float32)).std(axis=0)
+        deviations = (sample @ rows.T.astype(np.float32)).std(axis=0, dtype=np.float64)
         weights = weights / np.where(deviations > _FLAT, deviations, 1.0)
     weights = weights / np.abs(weights).sum()
     composed = weights @ rows
