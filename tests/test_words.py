@@ -111,7 +111,7 @@ def _change(store: LocalStore, writer: Writer, root: Path, change: tuple[object,
             writer.fail(ref(root, uri), "cannot be read")
         case ("reindex",):
             writer.commit()
-            if store.identity == "fake-1":
+            if writer.models()[writer.model_id].identity == "fake-1":
                 reindex(store, writer)
         case ("commit",):
             writer.commit()
