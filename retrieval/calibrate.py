@@ -189,7 +189,8 @@ def reference_of(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> Ref
         return None
     scores = (queries @ rows.T).astype(np.float64)
     scores[scores > _ITSELF] = np.nan
-    return Reference(float(np.nanmean(scores)), float(np.nanstd(scores, axis=1).mean()))
+    told = scores[(~np.isnan(scores)).any(axis=1)]
+    return Reference(float(np.nanmean(told)), float(np.nanstd(told, axis=1).mean())) if len(told) else None
 
 
 _ITSELF = 0.9999

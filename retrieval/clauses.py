@@ -95,10 +95,10 @@ class ClauseEncoder:
             raise UsageError(f"the query vector is no array of {dim} numbers: {error}") from error
         if row.shape != (dim,):
             raise UsageError(f"the query vector has the shape {row.shape}; this index needs ({dim},)")
-        length = float(np.linalg.norm(row))
-        if not np.isfinite(length) or length == 0.0:
+        if not np.isfinite(row).all() or not row.any():
             raise UsageError("the query vector must be finite and not all zeros")
-        return EmbeddedClause("<vector>", 1.0, (row / length).astype(np.float32))
+        row = row / np.abs(row).max()  # or the squares of very large numbers overflow
+        return EmbeddedClause("<vector>", 1.0, (row / np.linalg.norm(row)).astype(np.float32))
 
     def _encoder(self) -> Encoder:
         encoder = self._get_encoder()
@@ -123,7 +123,7 @@ class ClauseEncoder:
             return _first(encoder.encode_images([encoder.preprocess(upright(image))])), frozenset()
         own = self._snapshot.pictures_of_hash(content_hash(content))
         if own:  # its embedding is in the index: no model needed
-            return _first(self._snapshot.vectors("image", own[:1])), frozenset(own)
+            return self._stored("image", own[0]), frozenset(own)
         encoder = self._encoder()
         loaded = load_image(content, target=encoder.image_size, name=name)
         return _first(encoder.encode_images([encoder.preprocess(loaded.image)])), frozenset()
@@ -132,8 +132,16 @@ class ClauseEncoder:
         record = self._snapshot.items([clause.item_id]).get(clause.item_id)
         if record is None:
             raise UsageError(f"there is no item {clause.item_id} in the index; hits show their ids with --json")
-        row = _first(self._snapshot.vectors(record.modality, [clause.item_id]))
-        return row / np.float32(np.linalg.norm(row)), self._snapshot.same_content(clause.item_id), record.modality
+        return (
+            self._stored(record.modality, clause.item_id),
+            self._snapshot.same_content(clause.item_id),
+            record.modality,
+        )
+
+    def _stored(self, space: Modality, item_id: int) -> NDArray[np.float32]:
+        """The vector of an item, whose length is 1 but for what float16 has rounded."""
+        row = _first(self._snapshot.vectors(space, [item_id]))
+        return row / np.float32(np.linalg.norm(row))
 
 
 def text_rows(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:

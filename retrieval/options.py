@@ -46,8 +46,15 @@ class SearchOptions:
         if self.mode == "lexical" and self.fusion is not None:
             raise UsageError("fusion combines what clauses mean, and lexical search looks at words only: take one")
         for name, share in (("diverse", self.diverse), ("min_relevance", self.min_relevance)):
-            if not 0 <= share <= 1:
+            if not _is_share(share):
                 raise UsageError(f"{name} must be between 0 and 1, not {share}")
+
+
+def _is_share(value: Any) -> bool:
+    try:
+        return bool(0 <= value <= 1)
+    except (TypeError, ValueError):
+        return False
 
 
 def _whole(value: Any, name: str, least: int) -> int:

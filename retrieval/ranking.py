@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from mmsearch.retrieval.calibrate import UNKNOWN, Background, Calibration
 from mmsearch.retrieval.fusion import reciprocal_rank_fusion
-from mmsearch.retrieval.shaping import Ranking, deepening
+from mmsearch.retrieval.shaping import FIRST_DEPTH, Ranking, deepening
 from mmsearch.retrieval.store.lexical import search_words
-from mmsearch.retrieval.store.selection import search_where
+from mmsearch.retrieval.store.selection import folders_of, search_where
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.clauses import EmbeddedClause
     from mmsearch.retrieval.lexicon import WordQuery
     from mmsearch.retrieval.store.reader import Snapshot
-    from mmsearch.retrieval.store.records import Condition
+    from mmsearch.retrieval.store.records import Candidate, Condition
     from mmsearch.retrieval.types import FusionMethod, Modality
 
 _CANCELLED = 1e-4
 """A composed vector shorter than this share of its parts is what rounding has left."""
+
+_FLAT = 1e-6
+"""Scores that vary less than this vary by rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +39,12 @@ class DenseQuery:
         row: the composed vector, float32 (dim,) of length 1; None where the clauses cancel each other out.
         shares: the factor of each clause in `row`: contributions to the score are factor times cosine.
         background: the scores that the modality has for the composed vector.
-        best: the best score of each search with it.
     """
 
     space: Modality
     row: NDArray[np.float32] | None
     shares: tuple[float, ...]
     background: Background
-    best: list[float] = field(default_factory=list)
-
-    def relevance_of_best(self) -> list[float]:
-        """The relevance of the best item that the composed vector has found; empty where it is not known."""
-        if not self.best:
-            return []
-        values = self.background.relevance(np.array([max(self.best)]))
-        return [] if values is None else values.tolist()
 
 
 def compose(calibration: Calibration, space: Modality, clauses: Sequence[EmbeddedClause]) -> DenseQuery:
@@ -61,10 +55,10 @@ def compose(calibration: Calibration, space: Modality, clauses: Sequence[Embedde
     """
     sample = calibration.sample(space)
     rows = np.stack([clause.row for clause in clauses]).astype(np.float64)
-    weights = np.array([clause.weight for clause in clauses])
+    weights = np.array(_scaled_weights(clauses))
     if len(clauses) > 1 and len(sample) > 1:
-        deviations = (sample @ rows.T.astype(np.float32)).std(axis=0)
-        weights = weights / np.where(deviations > 0, deviations, 1.0)
+        deviations = (sample @ rows.T.astype(np.float32)).std(axis=0, dtype=np.float64)
+        weights = weights / np.where(deviations > _FLAT, deviations, 1.0)
     weights = weights / np.abs(weights).sum()
     composed = weights @ rows
     length = float(np.linalg.norm(composed))
@@ -75,18 +69,30 @@ def compose(calibration: Calibration, space: Modality, clauses: Sequence[Embedde
     return DenseQuery(space, row, shares, calibration.background(space, clauses, shares, row))
 
 
+def _scaled_weights(clauses: Sequence[EmbeddedClause]) -> list[float]:
+    """The weights of clauses, the largest as 1: only their proportion counts, and no sum of them overflows."""
+    largest = max(abs(clause.weight) for clause in clauses)
+    return [clause.weight / largest for clause in clauses]
+
+
 @dataclass(slots=True)
 class Ranker:
     """Ranks the items of a snapshot for a query.
 
     Attributes:
         snapshot: what is searched.
+        spaces: the modalities that are looked at.
         clauses: with their vectors; empty for lexical search.
         dense: the composed query for each modality; empty for lexical search.
         fusion: how clauses become one ranking.
         words: what lexical search looks for; None where it does not.
         where: the filter, for each modality; empty without one.
         left_out: items that must not be found.
+        timed: told the name of each stage when it ends.
+        plan, selectivity: how the filter was applied, and the share of items that it lets through.
+        ranks: the rank of each item in each list, by the name of the list.
+        best: the best score for the composed vector, by modality.
+        has_words: whether an item with the words was found.
     """
 
     snapshot: Snapshot
@@ -97,16 +103,54 @@ class Ranker:
     words: WordQuery | None
     where: Mapping[Modality, Condition]
     left_out: frozenset[int]
+    timed: Callable[[str], None] = lambda stage: None
     plan: str | None = None
     selectivity: float | None = None
     ranks: dict[str, dict[int, int]] = field(default_factory=dict)
-    timed: Callable[[str], None] = lambda stage: None
+    best: dict[Modality, float] = field(default_factory=dict)
+    has_words: bool = False
 
     def rank(self, need: int) -> Ranking:
         """The `need` best items with their scores: those of the only list that found any, else fusion scores."""
         if self._is_one_list():
             return self._rankings(need)[0][1]
         return deepening(self._fused, need)
+
+    def best_relevances(self) -> list[float]:
+        """The relevance of the best item of each modality, where it is known."""
+        found: list[float] = []
+        for dense in self.dense:
+            if dense.space in self.best:
+                values = dense.background.relevance(np.array([self.best[dense.space]]))
+                found += [] if values is None else values.tolist()
+        return found
+
+    def folders(self) -> int | None:
+        """In how many folders what can be found lies, at most; None where that is not known."""
+        found: set[tuple[int, str]] = set()
+        for space in self.spaces:
+            some = folders_of(self.snapshot, space, self.where.get(space))
+            if some is None:
+                return None
+            found |= some
+        return len(found)
+
+    def relevant(self, least: float) -> set[int] | None:
+        """All items of at least this relevance; None where it is not known of all items."""
+        found: set[int] = set()
+        for dense in self.dense:
+            depth = FIRST_DEPTH
+            while True:
+                ranking = [] if dense.row is None else self._search(dense.space, dense.row, depth)
+                values = dense.background.relevance(np.array([score for _, score in ranking]))
+                if dense.row is None or values is None:
+                    return None
+                good = [item_id for (item_id, _), value in zip(ranking, values, strict=True) if value >= least]
+                if len(good) < len(ranking) or len(ranking) < depth:
+                    found.update(good)
+                    break
+                depth *= 4
+        return found if self.dense else None
 
     def _is_one_list(self) -> bool:
         dense = len([one for one in self.dense if one.row is not None])
@@ -122,45 +166,60 @@ class Ranker:
 
     def _rankings(self, depth: int) -> list[tuple[float, Ranking]]:
         """Each list with its weight; notes the rank that items have in it."""
-        several = len(self.clauses) > 1
-        rankings: list[tuple[float, Ranking]] = []
-        for dense in self.dense:
-            named = f" ({dense.space})" if len(self.dense) > 1 else ""
-            if dense.row is not None and (self.fusion != "late" or not several):
-                ranking = self._search(dense.space, dense.row, depth)
-                dense.best.extend(score for _, score in ranking[:1])
-                rankings.append((1.0, self._noted(f"composed{named}" if several else f"dense{named}", ranking)))
-            if several and self.fusion != "early":
-                only_negative = all(clause.weight < 0 for clause in self.clauses)
-                for clause in self.clauses:
-                    row, weight = (-clause.row, -clause.weight) if only_negative else (clause.row, clause.weight)
-                    ranking = self._search(dense.space, row, depth)
-                    rankings.append((weight, self._noted(f"{clause.name}{named}", ranking)))
+        self.ranks.clear()
+        rankings = [list_ for dense in self.dense if dense.row is not None for list_ in self._of_space(dense, depth)]
         if self.words is not None:
             for space in self.spaces:
                 self.timed("search")
-                candidates = search_words(
-                    self.snapshot, self.words, space, depth + len(self.left_out), self.where.get(space)
-                )
-                ranking = self._without([(one.item_id, one.score) for one in candidates], depth)
-                named = f" ({space})" if len(self.spaces) > 1 else ""
-                rankings.append((1.0, self._noted(f"words{named}", ranking)))
+                rankings.append((1.0, self._noted("words", space, self._search_words(self.words, space, depth))))
                 self.timed("words")
         return rankings
 
+    def _of_space(self, dense: DenseQuery, depth: int) -> Iterator[tuple[float, Ranking]]:
+        """The lists of one modality: of the composed vector, of each clause, or of all of these."""
+        assert dense.row is not None
+        several = len(self.clauses) > 1
+        composed = self.fusion != "late" or not several
+        if composed or dense.space not in self.best:
+            ranking = self._search(dense.space, dense.row, depth if composed else 1)
+            self.best.update((dense.space, score) for _, score in ranking[:1])
+            if composed:
+                yield 1.0, self._noted("composed" if several else "dense", dense.space, ranking)
+        if several and self.fusion != "early":
+            weights = _scaled_weights(self.clauses)
+            only_negative = max(weights) < 0
+            for clause, weight in zip(self.clauses, weights, strict=True):
+                row, weight = (-clause.row, -weight) if only_negative else (clause.row, weight)
+                yield weight, self._noted(clause.name, dense.space, self._search(dense.space, row, depth))
+
+    def _search_words(self, words: WordQuery, space: Modality, depth: int) -> Ranking:
+        found = search_words(self.snapshot, words, space, self._depth(space, depth), self.where.get(space))
+        self.has_words = self.has_words or bool(found)
+        return self._without(found, depth)
+
     def _search(self, space: Modality, row: NDArray[np.float32], depth: int) -> Ranking:
-        depth_all = min(depth + len(self.left_out), max(1, self.snapshot.counts[space]))
         where = self.where.get(space)
         if where is None:
-            candidates = self.snapshot.search(space, row[None], depth_all)[0]
+            candidates = self.snapshot.search(space, row[None], self._depth(space, depth))[0]
         else:
-            selected = search_where(self.snapshot, space, row, depth_all, where)
+            selected = search_where(self.snapshot, space, row, self._depth(space, depth), where)
             candidates, self.plan, self.selectivity = selected.candidates, selected.plan, selected.selectivity
-        return self._without([(candidate.item_id, candidate.score) for candidate in candidates], depth)
+        return self._without(candidates, depth)
 
-    def _without(self, ranking: Ranking, depth: int) -> Ranking:
-        return [pair for pair in ranking if pair[0] not in self.left_out][:depth]
+    def _depth(self, space: Modality, depth: int) -> int:
+        """How many to look for, so that `depth` are left without those that must not be found."""
+        return min(depth + len(self.left_out), max(1, self.snapshot.counts[space]))
 
-    def _noted(self, name: str, ranking: Ranking) -> Ranking:
-        self.ranks[name] = {item_id: rank for rank, (item_id, _) in enumerate(ranking, start=1)}
+    def _without(self, candidates: Sequence[Candidate], depth: int) -> Ranking:
+        pairs = ((candidate.item_id, candidate.score) for candidate in candidates)
+        return [pair for pair in pairs if pair[0] not in self.left_out][:depth]
+
+    def _noted(self, name: str, space: Modality, ranking: Ranking) -> Ranking:
+        if len(self.spaces) > 1:
+            name = f"{name} ({space})"
+        number, free = 1, name
+        while free in self.ranks:  # clauses may repeat, and be called as other lists are
+            number += 1
+            free = f"{name} #{number}"
+        self.ranks[free] = {item_id: rank for rank, (item_id, _) in enumerate(ranking, start=1)}
         return ranking

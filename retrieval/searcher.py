@@ -86,8 +86,8 @@ def _composed(
     clauses = list((parse(query) if isinstance(query, str) else query).clauses) if query is not None else []
     if image is not None:
         clauses.append(ImageClause(image))
-    clauses += [parse_clause(text) for text in plus]
-    clauses += [parse_clause(text, sign=-1.0) for text in minus]
+    clauses += [parse_clause(text) for text in ([plus] if isinstance(plus, str) else plus)]
+    clauses += [parse_clause(text, sign=-1.0) for text in ([minus] if isinstance(minus, str) else minus)]
     return Query(tuple(clauses)) if clauses else None
 
 
@@ -140,7 +140,7 @@ class _Search:
             left_out=frozenset[int]().union(*own),
             timed=self._timed,
         )
-        shaper = Shaper(self._snapshot, dense, self._options)
+        shaper = Shaper(ranker, self._options)
         hits = self._hits(self._shown(ranker, shaper), shaper)
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
@@ -201,14 +201,17 @@ class _Search:
         wanted = [(clause.text, clause.phrases) for clause in texts if clause.weight > 0]
         if not wanted and self._mode == "lexical":
             raise UsageError("lexical search looks for words: give it a text, or leave out the mode")
-        if self._mode == "lexical" and len(wanted) < len(clauses) + (self._vector is not None):
-            self._notices.append("lexical search looks for words: pictures, items and negative clauses were left out")
         found = word_query(
             wanted,
             [(clause.text, clause.phrases) for clause in texts if clause.weight < 0],
             lambda match, limit: word_frequency(self._snapshot, match, limit),
             sum(self._snapshot.counts.values()),
         )
+        if self._mode == "lexical":
+            if len(texts) < len(clauses) or self._vector is not None:
+                self._notices.append("lexical search looks for words only: the rest of the query was passed over")
+            if found is None and self._spaces:
+                self._notices.append("no text, name or tag here has the words of the query")
         self._timed("words")
         return found
 
@@ -219,7 +222,7 @@ class _Search:
             return []
         options = self._options
         need = options.offset + options.k
-        shown = shaper.shape(ranker.rank, need)[options.offset : need]
+        shown = shaper.shape(need)[options.offset : need]
         self._timed("search")
         return shown
 
@@ -246,10 +249,10 @@ class _Search:
 
     def _matched(self, hits: Sequence[Hit], ranker: Ranker) -> bool | None:
         """Whether anything matches; None where that cannot be told."""
-        if ranker.words is not None and ranker.words.phrases and any(ranker.ranks.get("words", ())):
+        if ranker.words is not None and ranker.words.phrases and ranker.has_words:
             return True
         known = [hit.relevance for hit in hits if hit.relevance is not None]
-        known += [value for one in ranker.dense for value in one.relevance_of_best()]
+        known += ranker.best_relevances()
         if not known or all(clause.weight < 0 for clause in ranker.clauses):
             return None
         return max(known) >= MATCH
@@ -258,18 +261,18 @@ class _Search:
         words: dict[int, tuple[str, ...]] = {}
         if ranker.words is not None:
             words = found_words(self._snapshot, ranker.words, [hit.item_id for hit in hits])
-        explained = []
-        for hit in hits:
-            clauses: tuple[ClauseScore, ...] = ()
-            dense = next((one for one in ranker.dense if one.space == hit.modality), None)
-            if dense is not None:
-                vector = self._snapshot.vectors(hit.modality, [hit.item_id])[0]
-                clauses = tuple(
+        scores: dict[int, tuple[ClauseScore, ...]] = {}
+        for dense in ranker.dense:
+            ids = [hit.item_id for hit in hits if hit.modality == dense.space]
+            for item_id, vector in zip(ids, self._snapshot.vectors(dense.space, ids), strict=True):
+                scores[item_id] = tuple(
                     ClauseScore(clause.name, clause.weight, score := float(clause.row @ vector), share * score)
                     for clause, share in zip(ranker.clauses, dense.shares, strict=True)
                 )
-            ranks = {name: found[hit.item_id] for name, found in ranker.ranks.items() if hit.item_id in found}
-            explained.append(HitExplanation(hit.item_id, clauses, ranks, words.get(hit.item_id, ())))
+        explained = []
+        for item_id in (hit.item_id for hit in hits):
+            ranks = {name: found[item_id] for name, found in ranker.ranks.items() if item_id in found}
+            explained.append(HitExplanation(item_id, scores.get(item_id, ()), ranks, words.get(item_id, ())))
         self._timed("explain")
         return tuple(explained)
 

@@ -72,13 +72,16 @@ def diversify(scores: NDArray[np.floating], vectors: NDArray[np.float32], k: int
     return order + np.flatnonzero(left).tolist()
 
 
-def group(keys: Sequence[Hashable | None]) -> list[tuple[int, int]]:
-    """The best of each group, in rank order: (position, how many further ones it has). None is a group of its own."""
+def group(keys: Sequence[Hashable | None]) -> list[tuple[int, list[int]]]:
+    """The best of each group, in rank order: (position, positions of the others). None is a group of its own."""
     first: dict[Hashable, int] = {}
-    others: dict[int, int] = {}
+    others: dict[int, list[int]] = {}
     for position, key in enumerate(keys):
         best = position if key is None else first.setdefault(key, position)
-        others[best] = others.get(best, -1) + 1
+        if best == position:
+            others[best] = []
+        else:
+            others[best].append(position)
     return list(others.items())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +199,40 @@ def test_another_model_is_refused(snapshot: Snapshot) -> None:
     searcher = Searcher(snapshot, lambda: FakeEncoder(dim=48))
     with pytest.raises(ModelMismatch, match="--index"):
         searcher.search("red")
+
+
+PASSAGES = {
+    "plain.txt": "Nothing of interest.\n\n" * 30 + "A red red red rose.\n\n" + "More of nothing here.\n\n" * 30,
+    "windows.txt": "Nothing of interest.\r\n\r\n" * 30 + "A red red red rose.\r\n\r\n" + "And more.\r\n\r\n" * 30,
+    "chinese.md": "没有什么。\n\n" * 80 + "红" * 200 + "。\n\n" + "还是没有。\n\n" * 80,
+    "accents.txt": "Caf\u00e9 e\u0301 \U0001f415 \u00a0na\u00efve.\n\n" * 40
+    + "red red red \U0001f339 ros\u00e9.\n\n"
+    + "rien\n\n" * 90,
+    "long.txt": "word " * 500 + "red " * 60 + "word " * 500,
+}
+
+
+@pytest.mark.parametrize("name", PASSAGES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_an_image_finds_the_passage_and_where_it_is(
+    tmp_path: Path, encoder: FakeEncoder, draw: Callable[..., Path], name: str, encoding: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / name
+    file.write_bytes(PASSAGES[name].encode(encoding))
+    (tmp_path / "in" / "other.txt").write_text("The sky is blue.", encoding="utf-8")
+    picture = draw(tmp_path / "query.png", "red")
+    store = LocalStore.create(tmp_path / "index", model="fake", identity=encoder.identity, dim=encoder.dim)
+    index_sources(open_sources([tmp_path / "in"]), store, lambda: encoder)
+    with store.snapshot() as snapshot:
+        searcher = Searcher(snapshot, lambda: encoder)
+        hits = searcher.search(image=picture, modality="text", k=1000)
+        in_file = [hit for hit in hits if hit.path == file]
+        assert len(in_file) > 2
+        assert "red" in (hits[0].text or "") or "红" in (hits[0].text or "")
+        content = file.read_bytes().decode(encoding)
+        for hit in in_file:
+            start, end = map(int, (hit.fragment or "").removeprefix("char=").split("-"))
+            assert content[start:end] == hit.text
+        best, other = searcher.search(image=picture, modality="text", group="file")
+        assert (best.item_id, best.others, other.others) == (hits[0].item_id, len(in_file) - 1, 0)

@@ -58,6 +58,17 @@ def _storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _distinct_tags(tags: Mapping[str, float]) -> dict[str, float]:
+    """Tags as the table can hold them, in which capitals of ASCII make no difference."""
+    best: dict[str, tuple[str, float]] = {}
+    for tag, relevance in tags.items():
+        written = tag.encode("utf-8", "backslashreplace").decode("utf-8")
+        folded = written.encode().lower().decode("utf-8")
+        if folded not in best or best[folded][1] < relevance:
+            best[folded] = written, relevance
+    return dict(best.values())
+
+
 _PARAM = sa.bindparam
 _FIND_ASSET = sa.select(ASSETS.c.asset_id).where(ASSETS.c.root_id == _PARAM("root_id"), ASSETS.c.uri == _PARAM("uri"))
 _INSERT_ASSET = sa.insert(ASSETS)
@@ -428,19 +439,25 @@ class Catalog:
         update_words(raw(self.connection), self.reworded, self.gone)
 
     def set_tags(self, tags: Mapping[int, Mapping[str, float]]) -> int:
-        """Sets the tags of assets, with the relevance of each, in place of those before; returns how many changed."""
+        """Sets the tags of assets, with the relevance of each, in place of those before; returns how many changed.
+
+        Tags that differ in ASCII capitals only are one, of the larger relevance; assets that are not there are
+        passed over.
+        """
         changed = 0
         for some in _chunks(tags):
+            assets = sa.select(ASSETS.c.asset_id).where(ASSETS.c.asset_id.in_(some))
+            there: dict[int, dict[str, float]] = {asset_id: {} for (asset_id,) in self.connection.execute(assets)}
             query = sa.select(TAGS.c.asset_id, TAGS.c.tag, TAGS.c.relevance).where(TAGS.c.asset_id.in_(some))
-            there: dict[int, dict[str, float]] = {}
             for asset_id, tag, relevance in self.connection.execute(query):
-                there.setdefault(asset_id, {})[tag] = relevance
-            for asset_id in some:
-                if there.get(asset_id, {}) == tags[asset_id]:
+                there[asset_id][tag] = relevance
+            for asset_id, before in there.items():
+                wanted = _distinct_tags(tags[asset_id])
+                if before == wanted:
                     continue
                 changed += 1
                 self.connection.execute(_DELETE_TAGS, {"asset": asset_id})
-                rows = [{"asset_id": asset_id, "tag": tag, "relevance": value} for tag, value in tags[asset_id].items()]
+                rows = [{"asset_id": asset_id, "tag": tag, "relevance": value} for tag, value in wanted.items()]
                 if rows:
                     self.connection.execute(sa.insert(TAGS), rows)
                 self.reworded.add(asset_id)

@@ -22,6 +22,7 @@ from mmsearch.retrieval.store.lock import is_held
 from mmsearch.retrieval.store.quiet import READ_ERRORS, open_quietly, read_format
 from mmsearch.retrieval.store.segment_check import Progress, Reading, SegmentCheck
 from mmsearch.retrieval.store.segments import KEY_BYTES, Segment
+from mmsearch.retrieval.store.words import is_sound, wrong_words
 from mmsearch.retrieval.uris import absolute_path
 
 if TYPE_CHECKING:
@@ -355,9 +356,10 @@ def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
     wrong = len(set(connection.execute(DEAD)) ^ set(connection.execute(_TOMBSTONES)))
     if wrong:
         found.add("tombstones", layout.CATALOG, f"{counted(wrong, 'tombstone')} missing or too many")
-    wordless = len(set(connection.execute("SELECT item_id FROM items")) ^ set(connection.execute(_WORDED)))
-    if wordless:
-        found.add("words", layout.CATALOG, f"the words of {counted(wordless, 'item')} are missing or too many")
+    if not is_sound(connection):
+        found.add("words", layout.CATALOG, "what words are searched with is damaged")
+    elif wrong := wrong_words(connection):
+        found.add("words", layout.CATALOG, f"the words of {counted(wrong, 'item')} are missing, wrong or too many")
     empty = _one(connection, f"SELECT COUNT(*) FROM assets WHERE {EMPTY}")
     if empty:
         uris = [uri for (uri,) in connection.execute(f"SELECT uri FROM assets WHERE {EMPTY} LIMIT 3")]
@@ -366,7 +368,6 @@ def _check_derived(found: Findings, connection: sqlite3.Connection) -> None:
 
 
 _TOMBSTONES = "SELECT embedding_id, segment_id FROM tombstones"
-_WORDED = "SELECT id FROM words_docsize"
 
 
 def _tell_what_waits(found: Findings, connection: sqlite3.Connection) -> None:

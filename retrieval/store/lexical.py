@@ -30,6 +30,13 @@ def search_words(
 
     A picture has the words of its name, its folders and its tags, and it is found by its captions too: texts beside
     it and rows that name it. Its score is that of the best of these.
+
+    Args:
+        snapshot: what to search.
+        query: what to look for.
+        modality: what to look at.
+        k: at least 1, and not much more than there are items.
+        where: a filter; what passes is ranked as if nothing else were there.
     """
     depth = 4 * k + 100
     while True:
@@ -38,7 +45,8 @@ def search_words(
         if where is not None:
             passed = passing(snapshot, list(scores), where)
             scores = {item_id: score for item_id, score in scores.items() if item_id in passed}
-        if len(scores) >= k or len(rows) < depth:
+        # Rows that were not read may score as the last one did, and be of items with smaller ids.
+        if len(rows) < depth or sum(score > rows[-1][1] for score in scores.values()) >= k:
             ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
             return [Candidate(item_id, score) for item_id, score in ranked[:k]]
         depth *= 4

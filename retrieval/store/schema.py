@@ -15,6 +15,7 @@ from sqlalchemy.dialects import sqlite
 
 from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.records import Model
+from mmsearch.retrieval.store.words import WORDS
 
 # Random keys dirty a page each: of small pages a commit writes a quarter of what it writes of SQLite's usual 4096.
 _PAGE_BYTES = 1024
@@ -159,10 +160,6 @@ SALVAGED = sa.Table(  # embeddings out of a lost catalog, and the item that each
     sa.Column("embedding_id", sa.Integer, sa.ForeignKey("embeddings.embedding_id"), primary_key=True),
     sa.Column("item_id", sa.Integer, nullable=False),
 )
-
-
-WORDS = 'CREATE VIRTUAL TABLE words USING fts5(text, name, tags, tokenize = "unicode61 remove_diacritics 2")'
-"""What lexical search looks in, a row for each item under its id; `store.words` fills it."""
 
 
 def connect(catalog: Path, *, foreign_keys: bool = True, page_size: int | None = None) -> sa.Engine:

@@ -67,6 +67,24 @@ def count_where(snapshot: Snapshot, space: Modality, where: Condition) -> int:
     return int(snapshot.select(f"SELECT COUNT(*) {_FROM} AND ({where.sql})", (space, *where.parameters))[0][0])
 
 
+def folders_of(snapshot: Snapshot, space: Modality, where: Condition | None) -> set[tuple[int, str]] | None:
+    """The folders that items of a modality which pass a filter lie in, each as (root id, uri) at least once.
+
+    None where items may lie nowhere.
+    """
+    if any(root.kind == "rows" for root in snapshot.roots()):
+        return None
+    own = "root_id IN (SELECT root_id FROM roots WHERE kind = 'folder') OR owner_uri IS NULL"
+    place = f"CASE WHEN {own} THEN uri ELSE owner_uri END"
+    statement = (
+        f"SELECT DISTINCT CASE WHEN {own} THEN root_id ELSE owner_root_id END,"
+        f" RTRIM({place}, REPLACE({place}, '/', '')) {_FROM}"
+    )
+    if where is None:
+        return set(snapshot.select(statement, (space,)))
+    return set(snapshot.select(f"{statement} AND ({where.sql})", (space, *where.parameters)))
+
+
 def _ids_first(
     snapshot: Snapshot,
     space: Modality,

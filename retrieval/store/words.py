@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
 from mmsearch.retrieval.lexicon import name_words, words_of
 
+_COLUMNS = 'USING fts5(text, name, tags, tokenize = "unicode61 remove_diacritics 2")'
+WORDS = f"CREATE VIRTUAL TABLE words {_COLUMNS}"
+"""What lexical search looks in, a row for each item under its id."""
+
 _CHUNK = 1000
+_SHADOWS = ("config", "content", "data", "docsize", "idx")
 
 _SOURCE = (
     "SELECT item_id, text, CASE kind WHEN 'folder' THEN uri END,"
@@ -20,8 +26,9 @@ _INSERT = "INSERT INTO words (rowid, text, name, tags) VALUES (?, ?, ?, ?)"
 
 
 def refill_words(connection: sqlite3.Connection) -> None:
-    """Makes the table anew, of all items."""
-    connection.execute("DELETE FROM words")
+    """Makes the table anew, of all items, be it damaged."""
+    connection.execute("DROP TABLE words")
+    connection.execute(WORDS)
     rows = connection.execute(f"{_SOURCE} ORDER BY item_id")
     while page := rows.fetchmany(_CHUNK):
         connection.executemany(_INSERT, map(_worded, page))
@@ -36,6 +43,36 @@ def update_words(connection: sqlite3.Connection, assets: Iterable[int], gone: It
         rows = connection.execute(query, (json.dumps(some),)).fetchall()
         _delete(connection, [row[0] for row in rows])
         connection.executemany(_INSERT, map(_worded, rows))
+
+
+def wrong_words(connection: sqlite3.Connection) -> int:
+    """How many items have no words, or others than they should have, or are no items."""
+    expected = map(_worded, connection.execute(f"{_SOURCE} ORDER BY item_id"))
+    there = connection.execute("SELECT rowid, text, name, tags FROM words ORDER BY rowid")
+    by_item = groupby(heapq.merge(expected, there, key=_item_of), key=_item_of)
+    return sum(len(pair := list(rows)) != 2 or pair[0] != pair[1] for _, rows in by_item)
+
+
+def is_sound(connection: sqlite3.Connection) -> bool:
+    """Whether what FTS5 finds words with is undamaged, which SQLite's own check of a database does not look at.
+
+    FTS5 checks itself only where it may write, so it is given a copy, which does not outlive the connection.
+    """
+    try:
+        connection.execute(f"CREATE VIRTUAL TABLE temp.copied_words {_COLUMNS}")
+        for part in _SHADOWS:
+            connection.execute(f"DELETE FROM temp.copied_words_{part}")
+            connection.execute(f"INSERT INTO temp.copied_words_{part} SELECT * FROM main.words_{part}")
+        connection.execute("INSERT INTO temp.copied_words (copied_words) VALUES ('integrity-check')")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+        return False
+    return True
+
+
+def _item_of(row: tuple[int, *tuple[str | None, ...]]) -> int:
+    return row[0]
 
 
 def _delete(connection: sqlite3.Connection, items: Sequence[int]) -> None:
