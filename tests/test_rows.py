@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import mmsearch
 from mmsearch.indexers.pipeline import index_sources
@@ -258,8 +259,13 @@ def test_a_picture_whose_row_never_came_does_not_stay_for_ever(
 ) -> None:
     monkeypatch.setitem(index_sources.__kwdefaults__, "commit_seconds", 0.0)
     path = manifest(photos.parent / "m.jsonl", {"id": 1, "image": "photos/red.png", "text": "one"})
+    encode_texts = FakeEncoder.encode_texts
+
+    def fail_for_rows(self: FakeEncoder, texts: Sequence[str]) -> NDArray[np.float32]:
+        return encode_texts(self, texts) if texts is PROBES else 1 / 0
+
     with monkeypatch.context() as patch:
-        patch.setattr(FakeEncoder, "encode_texts", lambda self, texts: 1 / 0)
+        patch.setattr(FakeEncoder, "encode_texts", fail_for_rows)
         with pytest.raises(ZeroDivisionError):
             index.add(path)
     assert listed(index) == [("red.png", None, None)]

@@ -62,6 +62,22 @@ def test_content_that_is_found_again_has_its_ids_again(store: LocalStore) -> Non
     assert flaws(store) == []
 
 
+def test_they_take_no_place_in_answers(store: LocalStore) -> None:
+    photos = store.path.parent
+    with store.writer() as writer:
+        for name in ("c", "new"):
+            add(writer, photos, f"{name}.jpg", name)
+        writer.commit()
+    with store.snapshot() as snapshot:
+        waiting = snapshot.sample("image", 10)
+        assert len(waiting) == 4
+        for row in waiting:
+            all_hits = snapshot.search("image", row[None], 10)[0]
+            assert len(all_hits) == 2
+            for k in (1, 2, 3):
+                assert snapshot.search("image", row[None], k)[0] == all_hits[:k]
+
+
 def test_a_rollback_lets_them_wait_on(store: LocalStore) -> None:
     photos = store.path.parent
     with store.writer() as writer:

@@ -119,6 +119,8 @@ def require_room_for_index(path: Path) -> None:
     if path.is_dir():
         for name in sorted(os.listdir(path)):
             if not (name in ours or name.startswith((".", f"{NEW_CATALOG}-"))):
+                if is_index(path):  # by now: another process has made it meanwhile
+                    return
                 raise IndexUnusable(
                     f"{path} holds other files ({name!r}) and no index; name a new or empty folder with --index"
                 )

@@ -354,7 +354,13 @@ class Snapshot:
             raise ValueError(f"queries must have shape (q, {self.dim}), not {queries.shape}")
         if not np.isfinite(queries).all():
             raise ValueError("queries must be finite numbers")
-        return self._candidates(search_rows(self._segments.get(space, []), self._dead.get(space, []), queries, k), k)
+        depth = k
+        while True:  # salvaged vectors wait without an item: they take no place
+            found = search_rows(self._segments.get(space, []), self._dead.get(space, []), queries, depth)
+            answers = self._candidates(found, k)
+            if all(len(got) >= k or len(ids) < depth for got, (ids, _) in zip(answers, found, strict=True)):
+                return answers
+            depth *= 4
 
     def search_embeddings(
         self, space: Modality, query: NDArray[np.float32], ids: NDArray[np.int64], k: int
