@@ -273,12 +273,22 @@ def compare(trial: Trial, relevance: NDArray[np.float64]) -> dict[str, Any]:
         raw, calibrated = trial.best[drawn], relevance[drawn]
         differences.append(roc_auc(calibrated[present], calibrated[~present]) - roc_auc(raw[present], raw[~present]))
     low, high = np.quantile(differences, [0.025, 0.975])
+    roc = {
+        f"{alarms:.0%}": [round(found_at(values, trial.present, alarms), 4) for values in (trial.best, relevance)]
+        for alarms in (0.01, 0.05, 0.1, 0.2)
+    }
     return {
         "raw": round(auc(trial.best), 4),
         "relevance": round(auc(relevance), 4),
         "difference": round(auc(relevance) - auc(trial.best), 4),
         "interval": [round(float(low), 4), round(float(high), 4)],
+        "found at so many false alarms, raw and relevance": roc,
     }
+
+
+def found_at(values: NDArray[np.float64], present: NDArray[np.bool_], alarms: float) -> float:
+    """A point of the ROC curve: the share of what is there above the value that `alarms` of the rest reach."""
+    return float((values[present] > np.quantile(values[~present], 1 - alarms)).mean())
 
 
 def measure(sets: dict[str, Captions], objects: Objects) -> list[dict[str, Any]]:

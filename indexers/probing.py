@@ -25,4 +25,7 @@ def keep_probes(writer: Writer, encoder: Encoder, model_id: int | None = None) -
     if np.isfinite(rows).all():
         writer.set_probes(rows, model_id)
     else:
-        _log.warning("the model %s gives no finite vectors for texts: relevance will be unknown", encoder.name)
+        _log.warning(
+            "the model %s gives no finite vectors for plain texts: relevance will compare queries less well",
+            encoder.name,
+        )

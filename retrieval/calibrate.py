@@ -35,6 +35,10 @@ _PROBES = 256
 """How many pictures of an index are taken as queries to learn what unrelated ones score."""
 
 
+_FAR = 500.0
+"""Log-odds that are as good as certain; much larger ones overflow."""
+
+
 class Reference(NamedTuple):
     """The scores of pairs that have nothing to do with each other.
 
@@ -118,7 +122,8 @@ class Background:
             + weights.deviation * self.deviation / unit.deviation
             + weights.size * math.log10(self._count)
         )
-        relevance: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(weights.score * standard + constant)))
+        odds = np.clip(weights.score * standard + constant, -_FAR, _FAR)
+        relevance: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-odds))
         return relevance
 
 
