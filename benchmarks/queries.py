@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -266,10 +267,11 @@ def middle_row(encoder: Remembering, path: Path) -> NDArray[np.float32]:
 def negative(photos: Photos, collection: Collection) -> dict[str, Any] | None:
     """One word without another; None where the set is too small."""
     own = [_words(captions) for captions in photos.captions("en")]
-    counts = Counter(word for has in own for word, times in has.items() if times > 1)
+    counts = Counter(word for has in own for word, number in has.items() if number > 1)
     words = [word for word, count in counts.items() if count >= _COMMON and word not in _FUNCTION_WORDS]
-    surely = {word: np.array([has[word] > 1 for has in own]) for word in words}
-    perhaps = {word: np.array([has[word] > 0 for has in own]) for word in words}
+    times = {word: np.array([has[word] + has[f"{word}s"] for has in own]) for word in words}
+    surely = {word: number > 1 for word, number in times.items()}
+    perhaps = {word: number > 0 for word, number in times.items()}
     pairs = [
         (one, other)
         for one in words
@@ -289,8 +291,8 @@ def negative(photos: Photos, collection: Collection) -> dict[str, Any] | None:
             each[one].append(float(good(one, other)[found].mean()))
         return np.array([np.mean(each[word]) for word in wanted])
 
-    # Negative clauses count half: twice the weight is the whole, and twice the positive one a quarter.
-    weights = {"as it is": (1.0, -1.0), "without": (1.0, None), "a quarter": (2.0, -1.0), "in full": (1.0, -2.0)}
+    # Negative clauses count half, so with twice the weight they count in full.
+    weights = {"half": (1.0, -1.0), "without": (1.0, None), "a quarter": (2.0, -1.0), "in full": (1.0, -2.0)}
     ways: dict[str, Values] = {}
     with collection.searcher() as searcher:
         for name, (positive, minus) in weights.items():
@@ -354,28 +356,18 @@ def templates(photos: Photos, collection: Collection, bare: Remembering) -> Iter
     with_pair = np.array([[pair in has for has in found_pairs] for pair in pairs])
     asked = {"words": (words, with_word), "pairs of words": (pairs, with_pair)}
     if "zh" in photos.languages:
-        chinese = np.array(
-            [[any(w in text for text in texts) for texts in photos.captions("zh")] for w in _CHINESE_WORDS]
-        )
-        enough = chinese.sum(axis=1) >= _LEAST
-        asked["Chinese words"] = ([w for w, good in zip(_CHINESE_WORDS, enough, strict=True) if good], chinese[enough])
+        texts = ["\n".join(own) for own in photos.captions("zh")]
+        chinese = {word: np.array([word in text for text in texts]) for word in _CHINESE_WORDS}
+        enough = [word for word, found in chinese.items() if found.sum() >= _LEAST]
+        asked["Chinese words"] = (enough, np.array([chinese[word] for word in enough]))
     for name, (queries, relevant) in asked.items():
         if queries:
-            yield {
-                "test": "templates",
-                "set": photos.name,
-                "queries are": name,
-                **with_and_without(queries, relevant, collection, bare),
-            }
+            about = {"test": "templates", "set": photos.name, "queries are": name}
+            yield about | with_and_without(queries, relevant, collection, bare)
     captions = [text for language in photos.languages for texts in photos.captions(language) for text in texts]
-    touched = sum(prompts_of("starter", text) != (text,) for text in captions)
-    yield {
-        "test": "templates",
-        "set": photos.name,
-        "queries are": "captions",
-        "queries": len(captions),
-        "changed": touched,
-    }
+    changed = sum(prompts_of(bare.name.partition(" ")[0], text) != (text,) for text in captions)
+    about = {"test": "templates", "set": photos.name, "queries are": "captions"}
+    yield about | {"queries": len(captions), "changed": changed}
 
 
 def with_and_without(
@@ -391,23 +383,16 @@ def with_and_without(
 
 
 def _words(captions: Sequence[str]) -> Counter[str]:
-    """In how many captions of a photo each word is, without a plural s."""
-    return Counter(word for text in captions for word in {_singular(word) for word in _split(text)})
+    """In how many captions of a photo each word is."""
+    return Counter(word for text in captions for word in set(_split(text)))
 
 
 def _pairs(caption: str) -> Iterator[str]:
-    words = _split(caption)
-    return (
-        f"{one} {other}" for one, other in zip(words, words[1:], strict=False) if not _FUNCTION_WORDS & {one, other}
-    )
+    return (f"{one} {other}" for one, other in pairwise(_split(caption)) if not _FUNCTION_WORDS & {one, other})
 
 
 def _split(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 # The run
@@ -455,7 +440,7 @@ def say(figure: dict[str, Any]) -> None:
         differences = values.get("difference", {})
         cells = [
             f"{measure} {value:.3f}"
-            + ("({:+.3f} {:+.3f} {:+.3f})".format(*differences[measure]) if differences else "")
+            + (" ({:+.3f}, {:+.3f} to {:+.3f})".format(*differences[measure]) if differences else "")
             for measure, value in values.items()
             if measure != "difference"
         ]
