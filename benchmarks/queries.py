@@ -65,6 +65,8 @@ _LEAST, _MOST = 4, 200
 _COMMON, _BOTH = 30, 8
 """How many photos have each word of the negative test; how many both, and how many the first only."""
 
+_BATCH = 256
+
 _CROP = 0.4
 """The middle of a photo: that share of its width and height."""
 
@@ -113,8 +115,9 @@ class Remembering:
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """As the encoder."""
         new = list(dict.fromkeys(text for text in texts if text not in self._rows))
-        if new:
-            self._rows.update(zip(new, self._encoder.encode_texts(new), strict=True))
+        for start in range(0, len(new), _BATCH):
+            batch = new[start : start + _BATCH]
+            self._rows.update(zip(batch, self._encoder.encode_texts(batch), strict=True))
         return np.stack([self._rows[text] for text in texts])
 
 
@@ -426,6 +429,8 @@ def run(folder: Path, kept: Path, sets: Sequence[str], encoder: Encoder) -> Iter
         source = (folder / "coco_dev", None) if name == "coco" else (folder / "flickr8k", name)
         photos = Photos(name, some(data.read_captioned(*source), _POOL))
         collection = Collection(kept / name, photos.captioned.paths, remembering)
+        for language in photos.languages:  # in one go, which is quicker than one by one
+            remembering.encode_texts([text for own in photos.captions(language) for text in own[:2]])
         yield from composed(photos, collection, remembering)
         if found := negative(photos, collection):
             yield found
