@@ -7,12 +7,15 @@ import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmsearch.retrieval.encoders.presets import PRESETS
 from mmsearch.retrieval.errors import MediaError, ModelMismatch, PathNotFound, UsageError
+from mmsearch.retrieval.lexicon import has_unspaced
 from mmsearch.retrieval.query import Clause, ImageClause, ItemClause, TextClause, format_clause
 
 if TYPE_CHECKING:
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.types import Modality
 
 _log = logging.getLogger(__name__)
+
+_SHORT = 2
+"""Prompt templates are for queries of at most so many words, or characters of a script without spaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,10 @@ class ClauseEncoder:
 
 
 def text_rows(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
-    """(n, dim) rows of texts; what the model cannot read, or only in part, is logged as a warning."""
+    """(n, dim) rows of query texts, short ones in the prompt templates of the model.
+
+    What the model cannot read, or only in part, is logged as a warning.
+    """
     if getattr(encoder, "languages", None) == ("en",) and any(map(_has_other_letters, texts)):
         _log.warning("the model %s understands English only: answers to this query mean little", encoder.name)
     for text in texts:
@@ -155,7 +164,26 @@ def text_rows(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
             _log.warning(
                 "the query has %d tokens and the model reads %d: the rest was cut off", tokens, encoder.max_tokens
             )
-    return encoder.encode_texts(texts)
+    prompts = [prompts_of(encoder.name, text) for text in texts]
+    rows = encoder.encode_texts(list(chain(*prompts)))
+    if len(rows) == len(texts):
+        return rows
+    starts = np.cumsum([0, *map(len, prompts[:-1])])
+    means = np.add.reduceat(rows, starts, axis=0)
+    normalised: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return normalised
+
+
+def prompts_of(model: str, text: str) -> tuple[str, ...]:
+    """What a model reads of a query text: a short one in the prompt templates of its preset, others as they are."""
+    preset, words = PRESETS.get(model), text.split()
+    if preset is None or not words:
+        return (text,)
+    is_unspaced = has_unspaced(text)
+    templates = preset.unspaced_prompts if is_unspaced else preset.prompts
+    if not templates or len("".join(words) if is_unspaced else words) > _SHORT:
+        return (text,)
+    return tuple(template.replace("{}", " ".join(words)) for template in templates)
 
 
 def read_picture(path: Path) -> bytes:

@@ -9,6 +9,7 @@ which have no spaces either, are left to `unicode61`.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ _STOP_WORDS = frozenset(
 _MOST_WORDS = 64
 """Further words of a text are not looked for; models read about as many."""
 _BUDGET = 20_000
+_COUNTED = _BUDGET + 1
 _COMMON_SHARE, _FEW_ROWS = 0.5, 100
 
 
@@ -58,11 +60,19 @@ class WordQuery:
         match: an FTS5 expression.
         words: its phrases, then its words, rarest first.
         phrases: those that an item must have.
+        shares: of each of `words`, by how rare it is, in all that is asked for: words that nothing has count too, so
+            they sum to 1 at most.
     """
 
     match: str
     words: tuple[Word, ...]
     phrases: tuple[Word, ...] = ()
+    shares: tuple[float, ...] = ()
+
+
+def has_unspaced(text: str) -> bool:
+    """Whether a text has characters of a script that puts no spaces between words."""
+    return _RUN.search(text) is not None
 
 
 def words_of(text: str) -> str:
@@ -100,11 +110,14 @@ def word_query(
         total: how many rows there are.
     """
     phrases = tuple(_distinct(phrase for _, quoted in texts for phrase in _phrases(quoted)))
-    if not all(frequency(phrase.match, 1) for phrase in phrases):
+    counted = {phrase: frequency(phrase.match, _COUNTED) for phrase in phrases}
+    if not all(counted.values()):
         return None
     words = _distinct(word for text, quoted in texts for word in _words(_without(text, quoted)))[:_MOST_WORDS]
     content = [word for word in words if word.text not in _STOP_WORDS]
-    found = _within_budget(content or ([] if phrases else words), frequency, total)
+    wanted = content or ([] if phrases else words)
+    counted |= {word: frequency(word.match, _COUNTED) for word in wanted}
+    found = _within_budget([(counted[word], word) for word in wanted], total)
     if not (phrases or found):
         return None
     match = " AND ".join(phrase.match for phrase in phrases)
@@ -114,14 +127,20 @@ def word_query(
     unwanted = [f"({' AND '.join(parts)})" for text, quoted in excluded if (parts := _all_of(text, quoted))]
     if unwanted:
         match = f"({match}) NOT ({' OR '.join(unwanted)})"
-    return WordQuery(match, tuple(_distinct((*phrases, *found))), phrases)
+    looked_for = tuple(_distinct((*phrases, *found)))
+    rarity = {word: _rarity(rows, total) for word, rows in counted.items() if not rows or word in looked_for}
+    shares = tuple(rarity[word] / sum(rarity.values()) for word in looked_for)
+    return WordQuery(match, looked_for, phrases, shares)
 
 
-def _within_budget(words: Sequence[Word], frequency: Callable[[str, int], int], total: int) -> list[Word]:
-    """The words that are looked for, rarest first; none that no row has."""
-    limit = _BUDGET + 1
-    counted = sorted((frequency(word.match, limit), number) for number, word in enumerate(words))
-    found = [(rows, words[number]) for rows, number in counted if rows]
+def _rarity(rows: int, total: int) -> float:
+    """The inverse document frequency of BM25, in the form that is above zero for all."""
+    return math.log(1 + (max(total - rows, 0) + 0.5) / (rows + 0.5))
+
+
+def _within_budget(counted: Sequence[tuple[int, Word]], total: int) -> list[Word]:
+    """The words that are looked for, of words and how many rows have them, rarest first; none that no row has."""
+    found = sorted(((rows, word) for rows, word in counted if rows), key=lambda pair: pair[0])
     if total > _FEW_ROWS and found and found[0][0] <= _COMMON_SHARE * total:
         found = [(rows, word) for rows, word in found if rows <= _COMMON_SHARE * total]
     taken: list[Word] = []

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmsearch.retrieval.calibrate import UNKNOWN, Background, Calibration
-from mmsearch.retrieval.fusion import reciprocal_rank_fusion
+from mmsearch.retrieval.fusion import HYBRID_CONSTANT, WORDS_DEPTH, WORDS_WEIGHT, reciprocal_rank_fusion
 from mmsearch.retrieval.shaping import FIRST_DEPTH, Ranking, deepening
-from mmsearch.retrieval.store.lexical import search_words
+from mmsearch.retrieval.store.lexical import search_words, word_shares
 from mmsearch.retrieval.store.selection import folders_of, search_where
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ _CANCELLED = 1e-4
 
 _FLAT = 1e-6
 """Scores that vary less than this vary by rounding."""
+
+_NEGATIVE_SHARE = 0.5
+"""How much a negative clause counts beside positive ones. In full it takes away what both have in common, too: of the
+first hits of "dog - beach" fewer are dogs elsewhere than of "dog" (benchmarks/queries.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,13 @@ def compose(calibration: Calibration, space: Modality, clauses: Sequence[Embedde
     """One vector of all clauses: each counts by its weight, whatever the spread of its scores.
 
     A picture as a clause scores pictures far more widely than words do. So each vector is divided by the standard
-    deviation of its scores in the index before they are added up.
+    deviation of its scores in the index before they are added up. Negative clauses beside positive ones count half.
     """
     sample = calibration.sample(space)
     rows = np.stack([clause.row for clause in clauses]).astype(np.float64)
     weights = np.array(_scaled_weights(clauses))
+    if (weights > 0).any():
+        weights[weights < 0] *= _NEGATIVE_SHARE
     if len(clauses) > 1 and len(sample) > 1:
         deviations = (sample @ rows.T.astype(np.float32)).std(axis=0, dtype=np.float64)
         weights = weights / np.where(deviations > _FLAT, deviations, 1.0)
@@ -112,9 +119,7 @@ class Ranker:
 
     def rank(self, need: int) -> Ranking:
         """The `need` best items with their scores: those of the only list that found any, else fusion scores."""
-        if self._is_one_list():
-            return self._rankings(need)[0][1]
-        return deepening(self._fused, need)
+        return self._fused(need) if self._is_one_list() else deepening(self._fused, need)
 
     def best_relevances(self) -> list[float]:
         """The relevance of the best item of each modality, where it is known."""
@@ -158,22 +163,37 @@ class Ranker:
         return dense + words == 1 and (not dense or len(self.clauses) == 1 or self.fusion == "early")
 
     def _fused(self, depth: int) -> Ranking:
-        rankings = [found for found in self._rankings(depth) if found[1]]
-        if len(rankings) == 1 and rankings[0][0] > 0:  # nothing to fuse: cosines say more than ranks
-            return rankings[0][1]
-        weights = [weight for weight, _ in rankings]
-        return reciprocal_rank_fusion([[id_ for id_, _ in ranking] for _, ranking in rankings], weights=weights)
-
-    def _rankings(self, depth: int) -> list[tuple[float, Ranking]]:
-        """Each list with its weight; notes the rank that items have in it."""
+        """All lists of this depth put together; notes the rank that items have in each."""
         self.ranks.clear()
-        rankings = [list_ for dense in self.dense if dense.row is not None for list_ in self._of_space(dense, depth)]
-        if self.words is not None:
-            for space in self.spaces:
-                self.timed("search")
-                rankings.append((1.0, self._noted("words", space, self._search_words(self.words, space, depth))))
-                self.timed("words")
-        return rankings
+        dense = {one.space: list(self._of_space(one, depth)) for one in self.dense if one.row is not None}
+        words = self._words_of_spaces(min(depth, WORDS_DEPTH) if dense else depth)
+        if not dense or not any(words.values()):
+            return _by_rank([*chain(*dense.values()), *((1.0, ranking) for ranking in words.values())])
+        clauses = [self._of_clauses(space, lists) for space, lists in dense.items()]
+        shares = [word_shares(self.snapshot, self.words, _ids(ranking)) for ranking in words.values() if self.words]
+        self.timed("words")
+        return reciprocal_rank_fusion(
+            [_ids(ranking) for ranking in (*clauses, *words.values())],
+            weights=[1.0] * len(clauses) + [WORDS_WEIGHT] * len(words),
+            shares=[*[None] * len(clauses), *shares],
+            constant=HYBRID_CONSTANT,
+        )
+
+    def _of_clauses(self, space: Modality, lists: Sequence[tuple[float, Ranking]]) -> Ranking:
+        """The dense lists of a modality as one, to be fused with words."""
+        ranking = _by_rank(lists)
+        return self._noted("clauses", space, ranking) if len(lists) > 1 else ranking
+
+    def _words_of_spaces(self, depth: int) -> dict[Modality, Ranking]:
+        """What has the words, by modality; empty where they are not looked for."""
+        if self.words is None:
+            return {}
+        self.timed("search")
+        found = {
+            space: self._noted("words", space, self._search_words(self.words, space, depth)) for space in self.spaces
+        }
+        self.timed("words")
+        return found
 
     def _of_space(self, dense: DenseQuery, depth: int) -> Iterator[tuple[float, Ranking]]:
         """The lists of one modality: of the composed vector, of each clause, or of all of these."""
@@ -223,3 +243,15 @@ class Ranker:
             free = f"{name} #{number}"
         self.ranks[free] = {item_id: rank for rank, (item_id, _) in enumerate(ranking, start=1)}
         return ranking
+
+
+def _by_rank(lists: Sequence[tuple[float, Ranking]]) -> Ranking:
+    """Lists with their weights, fused; a single one as it is: scores say more than ranks."""
+    found = [(weight, ranking) for weight, ranking in lists if ranking]
+    if len(found) == 1 and found[0][0] > 0:
+        return found[0][1]
+    return reciprocal_rank_fusion([_ids(ranking) for _, ranking in found], weights=[weight for weight, _ in found])
+
+
+def _ids(ranking: Ranking) -> list[int]:
+    return [item_id for item_id, _ in ranking]

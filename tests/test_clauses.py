@@ -87,6 +87,57 @@ def test_all_texts_in_one_call(snapshot: Snapshot, pictures: Path) -> None:
         assert np.linalg.norm(clause.row) == pytest.approx(1.0, abs=1e-6)
 
 
+STARTER_PROMPTS = ["{}", "a photo of {}.", "{} in the picture."]
+
+
+@pytest.mark.parametrize(
+    ("text", "templates"),
+    [
+        ("dog", STARTER_PROMPTS),
+        ("red  dog", STARTER_PROMPTS),
+        ("{}", STARTER_PROMPTS),
+        ("a red dog", ["{}"]),
+        ("狗", ["{}", "{}。"]),
+        ("红色", ["{}", "{}。"]),
+        ("红 狗", ["{}", "{}。"]),
+        ("大花猫", ["{}"]),
+        ("狗 dog", ["{}"]),
+    ],
+)
+def test_short_texts_are_read_in_the_templates_of_the_model(
+    snapshot: Snapshot, text: str, templates: list[str]
+) -> None:
+    encoder = CountingEncoder()
+    encoder.name = "starter"
+    (clause,) = embedded(snapshot, TextClause(text), encoder=encoder)
+    (read,) = encoder.calls
+    words = text if templates == ["{}"] else " ".join(text.split())
+    assert read == [template.replace("{}", words) for template in templates]
+    mean = FakeEncoder().encode_texts(read).astype(np.float64).mean(axis=0)
+    assert clause.row == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)
+    assert clause.row.dtype == np.float32
+    assert clause.name == text, "it is shown as it was written"
+
+
+def test_texts_of_several_clauses_keep_their_templates_apart(snapshot: Snapshot) -> None:
+    encoder = CountingEncoder()
+    encoder.name = "starter"
+    texts = ["red", "a photo of a blue square", "狗", "green dog"]
+    together = embedded(snapshot, *map(TextClause, texts), encoder=encoder)
+    assert len(encoder.calls) == 1
+    for clause, text in zip(together, texts, strict=True):
+        (alone,) = embedded(snapshot, TextClause(text), encoder=encoder)
+        assert clause.row == pytest.approx(alone.row, abs=1e-6)
+
+
+def test_other_models_read_texts_as_they_are(snapshot: Snapshot) -> None:
+    encoder = CountingEncoder()
+    for name in ("fake", "balanced", "ViT-B-32/openai"):
+        encoder.name = name
+        embedded(snapshot, TextClause("red  dog"), encoder=encoder)
+    assert encoder.calls == [["red  dog"]] * 3
+
+
 def test_no_texts_need_no_model(snapshot: Snapshot, pictures: Path) -> None:
     found = embedded(snapshot, ItemClause(1), ImageClause(pictures / "red-square.png"))
     assert len(found) == 2
@@ -103,7 +154,7 @@ def test_a_picture_of_the_index_is_as_long_as_others(tmp_path: Path, encoder: Fa
         by_path, by_id = embedded(snapshot, ImageClause(pictures / "red-square.png"), ItemClause(id_))
         assert np.linalg.norm(by_path.row) == pytest.approx(1.0, abs=1e-7)
         assert (by_path.row == by_id.row).all()
-        answer = search(snapshot, f"{pictures}/red-square.png - id:{id_}")
+        answer = search(snapshot, f"{pictures}/red-square.png - 2:id:{id_}")
         assert list(answer) == []
         assert "cancel each other out" in answer.notices[0]
 

@@ -79,6 +79,20 @@ def test_weighted_fusion_matches_the_naive_one(rankings: list[list[int]], data: 
     assert fused == sorted(fused, key=lambda pair: (-pair[1], pair[0]))
 
 
+@given(RANKINGS, st.integers(0, 60), st.data())
+def test_items_get_their_share_of_a_ranking(rankings: list[list[int]], constant: int, data: st.DataObject) -> None:
+    quarters = st.integers(0, 4).map(lambda number: number / 4)
+    shares = [data.draw(st.none() | st.fixed_dictionaries(dict.fromkeys(ranking, quarters))) for ranking in rankings]
+    exact: dict[int, Fraction] = {}
+    for ranking, share in zip(rankings, shares, strict=True):
+        for rank, item in enumerate(ranking, start=1):
+            part = Fraction(1 if share is None else share[item]) / (constant + rank)
+            exact[item] = exact.get(item, Fraction(0)) + part
+    fused = reciprocal_rank_fusion(rankings, shares=shares, constant=constant)
+    assert dict(fused) == pytest.approx({item: float(score) for item, score in exact.items()}, abs=1e-15)
+    assert fused == sorted(fused, key=lambda pair: (-pair[1], pair[0]))
+
+
 @given(RANKINGS, st.integers(1, 40))
 def test_matches_exact_arithmetic(rankings: list[list[int]], k: int) -> None:
     exact: dict[int, Fraction] = {}

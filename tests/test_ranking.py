@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -14,10 +15,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from search_kit import Built, File, add_captions, build, ids, no_encoder, unit
 
+from mmsearch.retrieval.calibrate import Calibration
+from mmsearch.retrieval.clauses import ClauseEncoder
 from mmsearch.retrieval.encoders import Encoder
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import UsageError
-from mmsearch.retrieval.query import ItemClause, Query, TextClause
+from mmsearch.retrieval.query import ItemClause, Query, TextClause, parse
+from mmsearch.retrieval.ranking import compose
 from mmsearch.retrieval.searcher import Searcher
 from mmsearch.retrieval.store.reader import Snapshot
 from mmsearch.retrieval.types import Answer, FusionMethod
@@ -45,7 +49,9 @@ def _ranked(scores: dict[int, float]) -> list[int]:
 
 
 def _composed(rows: dict[int, np.ndarray], clauses: Sequence[tuple[int, float]]) -> np.ndarray | None:
-    """The definition: each clause counts by its weight over the spread of its scores."""
+    """The definition: each clause counts by its weight over the spread of its scores, a negative one half."""
+    if any(weight > 0 for _, weight in clauses):
+        clauses = [(item, weight if weight > 0 else weight / 2) for item, weight in clauses]
     total = np.zeros(4)
     size = 0.0
     for item, weight in clauses:
@@ -110,7 +116,7 @@ def three(tmp_path: Path) -> Built:
 
 
 @pytest.mark.parametrize("fusion", ["early", "late", "both"])
-@pytest.mark.parametrize("query", ["id:1 - id:1", "id:1 + id:2 - id:2 - id:1", "2:id:1 - id:1 - id:1"])
+@pytest.mark.parametrize("query", ["id:1 - 2:id:1", "id:1 + id:2 - 2:id:2 - 2:id:1", "2:id:1 - id:1 - 3:id:1"])
 def test_opposite_clauses_cancel_out(three: Built, fusion: str, query: str) -> None:
     answer = search(three, query, fusion=fusion)
     assert list(answer) == []
@@ -119,7 +125,7 @@ def test_opposite_clauses_cancel_out(three: Built, fusion: str, query: str) -> N
 
 @pytest.mark.parametrize("fusion", ["early", "late", "both"])
 def test_what_is_left_of_clauses_ranks(three: Built, fusion: str) -> None:
-    answer = search(three, "id:1 + id:2 - id:1", fusion=fusion, mode="dense", include_self=True)
+    answer = search(three, "id:1 + id:2 - 2:id:1", fusion=fusion, mode="dense", include_self=True)
     assert (answer[0].uri, answer.notices) == ("y.jpg", ())
 
 
@@ -133,7 +139,7 @@ def test_pictures_that_are_all_alike(tmp_path: Path) -> None:
         assert ids(answer) == list(range(1, 201))
         assert answer.explanation is not None
         parts = [clause.contribution / (clause.score or 0.0) for clause in answer.explanation.hits[0].clauses]
-        assert [part / parts[0] for part in parts] == pytest.approx([1.0, -1 / 3, 1 / 3])
+        assert [part / parts[0] for part in parts] == pytest.approx([1.0, -1 / 6, 1 / 3])
 
 
 @pytest.mark.parametrize("fusion", ["early", "late", "both"])
@@ -196,7 +202,7 @@ def test_a_clause_that_is_called_like_another_list(corpus: Built) -> None:
     answer = search(corpus, "no + words + words + composed", _axes(), fusion="both")
     assert answer.explanation is not None
     ranks = next(one.ranks for one in answer.explanation.hits if one.item_id == corpus.pictures[SIGN])
-    assert list(ranks) == ["composed", "no", "words", "words #2", "composed #2", "words #3"]
+    assert list(ranks) == ["composed", "no", "words", "words #2", "composed #2", "words #3", "clauses"]
 
 
 def test_contributions_of_clauses_add_up_to_the_score(three: Built) -> None:
@@ -342,37 +348,129 @@ def _axes() -> FakeEncoder:
     return encoder
 
 
-def test_hybrid_is_the_fusion_of_both(corpus: Built) -> None:
-    for query in ("dog", "猫", "beach", "zebra", '"no entry"', "dog - 0.5:beach", "2:dog"):
-        dense = ids(search(corpus, query, _axes(), mode="dense", k=100))
-        lexical = ids(search(corpus, query, mode="lexical", k=100))
-        hybrid = search(corpus, query, _axes(), mode="hybrid", k=100)
-        lists = [ranking for ranking in (dense, lexical) if ranking]
-        fused = {
-            id_: sum((Fraction(1, 61 + ranking.index(id_)) for ranking in lists if id_ in ranking), Fraction(0))
-            for id_ in {*dense, *lexical}
-        }
-        assert ids(hybrid) == sorted(fused, key=lambda id_: (-fused[id_], id_))
-        if lexical:
-            assert [hit.score for hit in hybrid] == pytest.approx([float(fused[id_]) for id_ in ids(hybrid)])
-        else:
-            assert [hit.score for hit in hybrid] == [
-                hit.score for hit in search(corpus, query, _axes(), mode="dense", k=100)
-            ]
+def _share(words: Sequence[str], texts: Sequence[str], rows: Sequence[str]) -> float:
+    """The definition: the idf of the words that the best of an item's texts has, in that of all words asked for."""
+    idf = {}
+    for word in words:
+        found = sum(word in row for row in rows)
+        idf[word] = math.log(1 + (len(rows) - found + 0.5) / (found + 0.5))
+    return max(sum(idf[word] for word in words if word in text) for text in texts) / sum(idf.values())
+
+
+# What can be found of each row of `corpus`: the names and tags of pictures, and texts with the names of their files.
+ROWS = {
+    DOG: (
+        "beach img_2041dog.jpg dog",
+        "a red dog on the beach. beach img_2041dog.jpg",
+        "a dog runs beach img_2041dog.jpg",
+    ),
+    PLAIN: ("beach plain.jpg sea side hündin", 'café au lait 🐕 "quoted" text beach plain.jpg'),
+    CAT: ("猫 cat-1.jpg 猫", "一只大花猫坐在沙发上 cat-1.jpg"),
+    SIGN: ("猫 x.jpg", "no entry sign, no dog 猫 x.jpg"),
+    "empty.jpg": ("empty.jpg",),
+    "notes.txt": ("the dog and the no entry sign notes.txt", "花 and 猫 notes.txt"),
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("dog", ["dog"]),
+        ("2:dog", ["dog"]),
+        ("猫", ["猫"]),
+        ("beach", ["beach"]),
+        ("zebra", ["zebra"]),
+        ("red dog", ["red", "dog"]),
+        ("a red dog with a zebra", ["red", "dog", "zebra"]),
+        ("cat and sign", ["cat", "sign"]),
+        ('"no entry"', ["no entry"]),
+        ('"no entry" sign', ["no entry", "sign"]),
+        ("dog - 0.5:beach", ["dog"]),
+    ],
+)
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_hybrid_is_the_fusion_of_both(corpus: Built, query: str, words: list[str], fusion: str) -> None:
+    dense = ids(search(corpus, query, _axes(), mode="dense", fusion=fusion, k=100))
+    lexical = ids(search(corpus, query, mode="lexical", k=100))
+    hybrid = search(corpus, query, _axes(), fusion=fusion, k=100)
+    if not lexical:
+        assert [hit.score for hit in hybrid] == [
+            hit.score for hit in search(corpus, query, _axes(), mode="dense", fusion=fusion, k=100)
+        ]
+        return
+    uri = {item_id: uri for uri, item_id in corpus.pictures.items()}
+    rows = [row for texts in ROWS.values() for row in texts]
+    fused: dict[int, float] = {}
+    for id_ in dense:
+        fused[id_] = 1 / (6 + dense.index(id_))
+        if id_ in lexical:
+            fused[id_] += 2 * _share(words, ROWS[uri[id_]], rows) / (6 + lexical.index(id_))
+    assert {hit.item_id: hit.score for hit in hybrid} == pytest.approx(fused)
+    assert [(hit.item_id, hit.score) for hit in hybrid] == sorted(
+        ((hit.item_id, hit.score) for hit in hybrid), key=lambda pair: (-pair[1], pair[0])
+    )
 
 
 def test_all_modalities_are_lists_of_their_own(corpus: Built) -> None:
-    lists = [
-        ids(search(corpus, "dog", _axes(), mode=mode, modality=modality, k=100))
+    ranked = {
+        mode: [
+            ids(search(corpus, "dog", _axes(), mode=mode, modality=modality, k=100)) for modality in ("image", "text")
+        ]
         for mode in ("dense", "lexical")
-        for modality in ("image", "text")
-    ]
-    fused = {
-        id_: sum(Fraction(1, 61 + ranking.index(id_)) for ranking in lists if id_ in ranking)
-        for id_ in set().union(*lists)
     }
+    fused: dict[int, float] = {}
+    for mode, weight in (("dense", 1), ("lexical", 2)):
+        for ranking in ranked[mode]:
+            for place, id_ in enumerate(ranking):
+                fused[id_] = fused.get(id_, 0.0) + weight / (6 + place)
     answer = search(corpus, "dog", _axes(), modality="all", k=100)
-    assert ids(answer) == sorted(fused, key=lambda id_: (-fused[id_], id_))
+    assert {hit.item_id: hit.score for hit in answer} == pytest.approx(fused)
+    for mode in ("dense", "lexical"):  # one kind of list only: by their ranks, as ever
+        expected: dict[int, float] = {}
+        for ranking in ranked[mode]:
+            for place, id_ in enumerate(ranking):
+                expected[id_] = 1 / (61 + place)
+        answer = search(corpus, "dog", _axes(), mode=mode, modality="all", k=100)
+        assert {hit.item_id: hit.score for hit in answer} == pytest.approx(expected)
+
+
+def test_a_picture_without_a_caption_can_win(tmp_path: Path) -> None:
+    """One word in common must not count for more than a picture that fits best, nor less than all of them."""
+    captioned = [File(f"{n:03}.jpg", (1, 1 + n, 0, 0), (f"a dog and thing{n}",)) for n in range(40)]
+    built = build(tmp_path, [*captioned, File("fits.jpg", (1, 0, 0, 0))])
+    assert search(built, "a dog wearing glasses indoors", _axes())[0].uri == "fits.jpg"
+    all_of_them = search(built, "a dog and thing7", _axes())
+    assert all_of_them[0].uri == "007.jpg", "the only one that has all words"
+    assert "fits.jpg" in {hit.uri for hit in all_of_them[:3]}
+
+
+def test_words_count_up_to_a_hundred_of_their_list(tmp_path: Path) -> None:
+    built = build(tmp_path, [File(f"{n:03}.jpg", (1, n, 0, 0), ("a dog",)) for n in range(150)])
+    answer = search(built, "dog", _axes(), k=150)
+    assert answer.explanation is not None
+    ranks = [one.ranks.get("words") for one in answer.explanation.hits]
+    assert sorted(rank for rank in ranks if rank is not None) == list(range(1, 101))
+    pages = [search(built, "dog", _axes(), k=50, offset=offset) for offset in (0, 50, 100)]
+    assert [id_ for page in pages for id_ in ids(page)] == ids(answer)
+
+
+def _factors(built: Built, query: str) -> list[float]:
+    """What the clauses of a query for the items 1 and 3 count, but for the spread of their scores."""
+    with built.store.snapshot() as snapshot:
+        rows = _rows(snapshot, built)
+        clauses = ClauseEncoder(snapshot, no_encoder).embed(parse(query).clauses)
+        shares = compose(Calibration(snapshot), "image", clauses).shares
+    spread = [float(np.std([rows[item] @ row for row in rows.values()])) for item in (1, 3)]
+    return [share * deviation for share, deviation in zip(shares, spread, strict=True)]
+
+
+def test_negative_clauses_count_half_beside_positive_ones(three: Built) -> None:
+    positive, negative = _factors(three, "id:1 - id:3")
+    assert negative / positive == pytest.approx(-0.5)
+    positive, negative = _factors(three, "id:1 - 2:id:3")
+    assert negative / positive == pytest.approx(-1.0)
+    first, second = _factors(three, "- id:1 - 3:id:3")
+    assert second / first == pytest.approx(3.0), "among themselves they count by their weights"
 
 
 @pytest.mark.parametrize("modality", ["image", "text", "all"])

@@ -25,6 +25,9 @@ class Preset:
         coco: published text-to-image success@1 on the 5,000 COCO test photos; None if unknown.
         flickr30k: the same on the 1,000 Flickr30k test photos.
         source: where `coco` and `flickr30k` were published.
+        prompts: what it reads in place of a query of a word or two, `{}`; the mean of all is the query's vector. Empty
+            where the words alone are not known to be worse.
+        unspaced_prompts: the same for a query of one or two characters of a script without spaces.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Preset:
     coco: float | None = None
     flickr30k: float | None = None
     source: str = ""
+    prompts: tuple[str, ...] = ()
+    unspaced_prompts: tuple[str, ...] = ()
 
     @property
     def bundled(self) -> bool:
@@ -54,6 +59,9 @@ STARTER = Preset(
     licence="see its model card",
     download_bytes=0,
     dim=None,
+    # It has learnt from captions, which are sentences. Measured by benchmarks/queries.py.
+    prompts=("{}", "a photo of {}.", "{} in the picture."),
+    unspaced_prompts=("{}", "{}。"),
 )
 
 _SIGLIP2 = "SigLIP 2, arXiv 2502.14786, table 1"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from mmsearch.retrieval.store.records import Candidate, Condition
@@ -20,6 +22,15 @@ _OWNERS = (
     " JOIN items AS pictures ON pictures.asset_id = owners.asset_id AND pictures.modality = 'image'"
     " WHERE items.item_id IN (SELECT value FROM json_each(?)) ORDER BY pictures.item_id"
 )
+_WORDED = (
+    "SELECT item_id, item_id FROM items WHERE item_id IN (SELECT value FROM json_each(?1)) UNION ALL"
+    " SELECT pictures.item_id, texts.item_id FROM items AS pictures JOIN assets USING (asset_id)"
+    " JOIN assets AS owned ON owned.owner_root_id = assets.root_id AND owned.owner_uri = assets.uri"
+    " JOIN items AS texts ON texts.asset_id = owned.asset_id AND texts.modality = 'text'"
+    " WHERE pictures.modality = 'image' AND pictures.item_id IN (SELECT value FROM json_each(?1))"
+)
+# The plus sign: FTS5 begins anew for each rowid that it is asked for, which takes far longer than reading all of them.
+_HAVING = "SELECT rowid FROM words WHERE words MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
 _OF_MODALITY = "SELECT item_id FROM items WHERE modality = ? AND item_id IN (SELECT value FROM json_each(?))"
 
 
@@ -60,19 +71,27 @@ def word_frequency(snapshot: Snapshot, match: str, limit: int) -> int:
 
 def found_words(snapshot: Snapshot, query: WordQuery, item_ids: list[int]) -> dict[int, tuple[str, ...]]:
     """Which words of a query some items have, or the texts that belong to them."""
-    statement = (
-        "SELECT item_id, item_id FROM items WHERE item_id IN (SELECT value FROM json_each(?1)) UNION ALL"
-        " SELECT pictures.item_id, texts.item_id FROM items AS pictures JOIN assets USING (asset_id)"
-        " JOIN assets AS owned ON owned.owner_root_id = assets.root_id AND owned.owner_uri = assets.uri"
-        " JOIN items AS texts ON texts.asset_id = owned.asset_id AND texts.modality = 'text'"
-        " WHERE pictures.modality = 'image' AND pictures.item_id IN (SELECT value FROM json_each(?1))"
-    )
     found: dict[int, dict[str, None]] = {item_id: {} for item_id in item_ids}
-    for item_id, worded in snapshot.select(statement, (json.dumps(item_ids),)):
-        for word in query.words:
-            if snapshot.select("SELECT 1 FROM words WHERE words MATCH ? AND rowid = ?", (word.match, worded)):
-                found[item_id][word.text] = None
+    for item_id, has in _has_words(snapshot, query, item_ids):
+        found[item_id] |= {word.text: None for word in compress(query.words, has)}
     return {item_id: tuple(words) for item_id, words in found.items()}
+
+
+def word_shares(snapshot: Snapshot, query: WordQuery, item_ids: list[int]) -> dict[int, float]:
+    """How much of what a query asks for some items have, 0 to 1: themselves, or the best text that belongs to them."""
+    best = dict.fromkeys(item_ids, 0.0)
+    for item_id, has in _has_words(snapshot, query, item_ids):
+        best[item_id] = max(best[item_id], sum(compress(query.shares, has)))
+    return best
+
+
+def _has_words(snapshot: Snapshot, query: WordQuery, item_ids: list[int]) -> Iterator[tuple[int, list[bool]]]:
+    """For each item, and for each text that belongs to one: the item, and which of the words of a query it has."""
+    rows = snapshot.select(_WORDED, (json.dumps(item_ids),))
+    ids = json.dumps([row_id for _, row_id in rows])
+    having = [{row_id for (row_id,) in snapshot.select(_HAVING, (word.match, ids))} for word in query.words]
+    for item_id, row_id in rows:
+        yield item_id, [row_id in those for those in having]
 
 
 def _of_modality(snapshot: Snapshot, scores: dict[int, float], modality: Modality) -> dict[int, float]:
