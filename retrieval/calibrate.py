@@ -137,10 +137,13 @@ class Calibration:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._measured: dict[Direction, Reference | None] = {}
+        self._samples: dict[Modality, NDArray[np.float32]] = {}
 
     def sample(self, space: Modality) -> NDArray[np.float32]:
-        """Vectors of a modality that stand for all of it, (n, dim)."""
-        return self._snapshot.sample(space, SAMPLE)
+        """Vectors of a modality that stand for all of it, (n, dim); gathered once."""
+        if space not in self._samples:
+            self._samples[space] = self._snapshot.sample(space, SAMPLE)
+        return self._samples[space]
 
     def background(
         self, space: Modality, clauses: Sequence[EmbeddedClause], shares: Sequence[float], row: NDArray[np.float32]
@@ -162,9 +165,10 @@ class Calibration:
             return Background(sample @ row, len(sample), None, None)
         mean = deviation = 0.0
         for share, clause in zip(shares, clauses, strict=True):
-            own = sample @ clause.row
             usual = self._reference(clause.kind, space) if share > 0 else None
-            usual = usual or Reference(float(own.mean()), float(own.std()))
+            if usual is None:
+                own = sample @ clause.row
+                usual = Reference(float(own.mean()), float(own.std()))
             mean += share * usual.mean
             deviation += max(share, 0.0) * usual.deviation
         kind = max(asked, key=lambda pair: pair[0])[1].kind or space
