@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsearch.retrieval.errors import IndexCorrupt, UsageError
+from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.neighbours import hamming, hash_pairs, unit_rows, vector_pairs
 from mmsearch.retrieval.types import DuplicateGroup, DuplicatePicture, DuplicateReport, Picture, Stamp
 
@@ -181,9 +181,7 @@ class _Vectors:
 
     def __init__(self, embeddings: Embeddings, embedding_ids: NDArray[np.int64]) -> None:
         self._embeddings = embeddings
-        self._at = np.searchsorted(embeddings.ids, embedding_ids)
-        if len(embedding_ids) and not np.array_equal(embeddings.ids[self._at % len(embeddings)], embedding_ids):
-            raise IndexCorrupt("the index has pictures without vectors; `mmsearch doctor` says more")
+        self._at = embeddings.places(embedding_ids)
 
     def rows(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         return unit_rows(self._embeddings.rows(self._at[places]))
