@@ -67,7 +67,7 @@ class TagWeights(NamedTuple):
 
 
 # What the command in the module's docstring prints.
-WEIGHTS = TagWeights(-5.69, 1.51, -1.03, 0.98)
+WEIGHTS = TagWeights(-4.825, 1.485, -1.033, 1.096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,24 +93,20 @@ class TagScale:
         """The scale of labels in an index, by a sample of its pictures (m, dim)."""
         if len(sample) < FEWEST:
             return cls(unit, probes, labels, np.ones(len(labels)))
-        usual = _standard(sample @ probes.T, unit).mean(axis=1, keepdims=True)
+        usual = WEIGHTS.picture / WEIGHTS.score * _usual(sample, probes, unit)
         leans = [
-            lean_of(
-                _standard(sample @ labels[start : start + _BATCH].T, unit) + WEIGHTS.picture / WEIGHTS.score * usual
-            )
+            lean_of(_standard(sample @ labels[start : start + _BATCH].T, unit) + usual)
             for start in range(0, len(labels), _BATCH)
         ]
         return cls(unit, probes, labels, np.concatenate([np.empty(0), *leans]))
 
-    def relevance(self, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    def relevance(self, pictures: NDArray[np.float32]) -> NDArray[np.floating]:
         """(m, n) relevances 0..1 of pictures (m, dim) of length 1 and the labels."""
-        usual = _standard(pictures @ self.probes.T, self.unit).mean(axis=1, keepdims=True)
         odds = _standard(pictures @ self.labels.T, self.unit)
         odds *= np.float32(WEIGHTS.score)
-        odds += (WEIGHTS.picture * usual).astype(np.float32)
+        odds += WEIGHTS.picture * _usual(pictures, self.probes, self.unit)
         odds += (WEIGHTS.bias + WEIGHTS.lean * self.leans).astype(np.float32)
-        relevance: NDArray[np.float32] = 1 / (1 + np.exp(-odds))
-        return relevance
+        return 1 / (1 + np.exp(-odds))
 
 
 def lean_of(scores: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -121,6 +117,12 @@ def lean_of(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     low, middle, high = np.percentile(scores, (10, 50, 90), axis=0)
     down = middle - low
     return np.where(down > 0, (high - middle) / np.where(down > 0, down, 1.0), 1.0)
+
+
+def _usual(pictures: NDArray[np.float32], probes: NDArray[np.float32], unit: Reference) -> NDArray[np.float32]:
+    """(m, 1): what pictures score for unrelated texts, in the unit of the model."""
+    mean: NDArray[np.float32] = _standard(pictures @ probes.T, unit).mean(axis=1, keepdims=True)
+    return mean
 
 
 def _standard(scores: NDArray[np.float32], unit: Reference) -> NDArray[np.float32]:
@@ -236,7 +238,7 @@ class _Run:
 
     def _scored(
         self, scale: TagScale, starts: NDArray[np.intp], condition: Condition | None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.floating]]]:
         """Pages of pictures: (n, 3) of asset, item and embedding id, and (n, tags) relevances; of each asset one."""
         embeddings = self.snapshot.embeddings("image")
         size = min(_ASSETS, max(1, _SCORES // len(scale.labels)))
@@ -247,7 +249,7 @@ class _Run:
             yield items[first], np.maximum.reduceat(relevance, first, axis=0)
 
     def _found(
-        self, items: NDArray[np.int64], relevance: NDArray[np.float32], tags: Sequence[str]
+        self, items: NDArray[np.int64], relevance: NDArray[np.floating], tags: Sequence[str]
     ) -> Mapping[int, Mapping[str, float]]:
         """The tags of each asset of a page with their relevances, and notes them."""
         found: dict[int, dict[str, float]] = {int(asset_id): {} for asset_id in items[:, 0]}

@@ -552,7 +552,11 @@ class Index:
         return heat_map(lambda: self._encoders.get(model), query, source)
 
     def duplicates(
-        self, *, threshold: float | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        *,
+        threshold: float | None = None,
+        where: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> DuplicateReport:
         """Groups of pictures that are nearly the same, each with the one to keep; changes nothing.
 
@@ -563,16 +567,18 @@ class Index:
         Args:
             threshold: cosine of embeddings that is enough by itself; by default it follows from how alike the
                 pictures of this index are in general.
+            where: a filter; only pictures that pass are compared with each other.
             progress: called with the pictures that are compared so far, and all there are.
 
         Raises:
             UsageError: the threshold is no cosine above 0.
+            FilterSyntaxError: the filter cannot be read.
             IndexNotFound: there is no index at this path yet.
         """
         from mmsearch.retrieval.duplicates import find_duplicates
 
         with self._snapshot() as snapshot:
-            return find_duplicates(snapshot, threshold=threshold, progress=progress)
+            return find_duplicates(snapshot, threshold=threshold, where=where, progress=progress)
 
     def tag(
         self,
