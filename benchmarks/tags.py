@@ -32,11 +32,10 @@ from quality import embed_photos, embed_texts
 from relevance import logistic, some
 
 from mmsearch.indexers.labels import Label, listed_labels
-from mmsearch.indexers.tagging import LEAST, WEIGHTS, TagScale, TagWeights
+from mmsearch.indexers.tagging import LEAST, RIVALS, WEIGHTS, TagScale, TagWeights, rival_scores
 from mmsearch.indexers.train import data
 from mmsearch.retrieval.calibrate import MATCH, REFERENCES, Background
 from mmsearch.retrieval.calibrate import WEIGHTS as QUERY_WEIGHTS
-from mmsearch.retrieval.probes import PROBES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,24 +133,24 @@ def _forms(tag: str) -> set[str]:
     return {tag, f"{tag}s", f"{tag}es", *([f"{tag[:-1]}ies"] if tag.endswith("y") else []), *also}
 
 
-def parts_of(of: Collection, probes: Rows, size: int) -> tuple[NDArray[np.float64], Truth]:
+def parts_of(of: Collection, rivals: Rows, size: int) -> tuple[NDArray[np.float64], Truth]:
     """What the weights belong to, (k, 4) with the bias's ones, and the truth (k) of each photo and label."""
     features, truth = [], []
     for start in range(0, len(of.photos) - size + 1, size):
         part = of.part(np.arange(start, start + size))
-        scale = TagScale.of(_UNIT, probes, part.labels, part.photos)
+        scale = TagScale.of(_UNIT, rivals, part.labels, part.photos)
         scores = (part.photos @ part.labels.T - _UNIT.mean) / _UNIT.deviation
-        usual = np.broadcast_to(((part.photos @ probes.T).mean(axis=1, keepdims=True) - _UNIT.mean), scores.shape)
+        rival = np.broadcast_to(rival_scores(part.photos, rivals, _UNIT), scores.shape)
         leans = np.broadcast_to(scale.leans, scores.shape)
         ones = np.ones(scores.size)
-        features.append(np.stack([ones, scores.ravel(), usual.ravel() / _UNIT.deviation, leans.ravel()], axis=1))
+        features.append(np.stack([ones, scores.ravel(), rival.ravel(), leans.ravel()], axis=1))
         truth.append(part.truth.ravel())
     return np.concatenate(features), np.concatenate(truth)
 
 
-def fit(collections: Sequence[Collection], probes: Rows) -> TagWeights:
+def fit(collections: Sequence[Collection], rivals: Rows) -> TagWeights:
     """The weights, of all collections alike."""
-    pairs = [parts_of(each, probes, len(each.photos)) for each in collections]
+    pairs = [parts_of(each, rivals, len(each.photos)) for each in collections]
     weight = np.concatenate([np.full(len(truth), 1 / len(truth)) for _, truth in pairs])
     features = np.concatenate([features for features, _ in pairs])
     found = logistic(features[:, 1:], np.concatenate([truth for _, truth in pairs]), weight)
@@ -166,10 +165,10 @@ def fit(collections: Sequence[Collection], probes: Rows) -> TagWeights:
     return TagWeights(*np.round(found, 3).tolist())
 
 
-def relevance_of(of: Collection, probes: Rows, size: int) -> NDArray[np.float64]:
+def relevance_of(of: Collection, rivals: Rows, size: int) -> NDArray[np.float64]:
     """(n, m) relevances as the product gives them, where `size` photos are one index."""
     parts = [of.photos[start : start + size] for start in range(0, len(of.photos), size)]
-    return np.concatenate([TagScale.of(_UNIT, probes, of.labels, part).relevance(part) for part in parts])
+    return np.concatenate([TagScale.of(_UNIT, rivals, of.labels, part).relevance(part) for part in parts])
 
 
 def query_relevance(of: Collection) -> NDArray[np.float64]:
@@ -208,11 +207,11 @@ def intervals(given: Truth, truth: Truth) -> dict[str, list[float]]:
     }
 
 
-def measure(sets: dict[str, tuple[Collection, int]], probes: Rows) -> list[dict[str, Any]]:
+def measure(sets: dict[str, tuple[Collection, int]], rivals: Rows) -> list[dict[str, Any]]:
     """The figures of every collection."""
     figures = []
     for name, (of, size) in sets.items():
-        relevance = relevance_of(of, probes, size)
+        relevance = relevance_of(of, rivals, size)
         given = relevance >= LEAST
         counts = [(column.sum(), (column & real).sum()) for column, real in zip(given.T, of.truth.T, strict=True)]
         figures.append(
@@ -286,9 +285,9 @@ def main(argv: list[str] | None = None) -> None:
     where_it_ran = describe()
     encoder = load_encoder("starter")
     sets = _Sets(arguments.data, encoder, arguments.keep)
-    probes = encoder.encode_texts(PROBES)
+    rivals = embed_texts(encoder, [label.words for label in listed_labels(RIVALS)], "rivals")
     if arguments.fit:
-        print(fit([sets.flickr("train"), sets.caltech(0)], probes))
+        print(fit([sets.flickr("train"), sets.caltech(0)], rivals))
         return
     val, objects = sets.flickr("val"), sets.caltech(1)
     absent = Collection(val.photos, objects.labels, np.zeros((len(val.photos), len(objects.labels)), bool))
@@ -300,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
             "Caltech-101, the classes not fitted on": (objects, len(objects.photos)),
             "val, with the labels of Caltech-101 (hardly there)": (absent, len(val.photos)),
         },
-        probes,
+        rivals,
     )
     for figure in figures:
         print(json.dumps(figure, ensure_ascii=False))

@@ -2,8 +2,8 @@
 
 What a caption of a picture scores is no measure for a single word: `dog` is in many pictures, and never says as much
 of one as a sentence does. So tags have a logistic function of their own. It takes the score of picture and label in
-the unit of the model (see `retrieval.calibrate`), what the picture scores for unrelated texts anyway, and whether the
-label's scores in this index lean upward: those of a thing that is there do. The weights are fitted by
+the unit of the model (see `retrieval.calibrate`), what the picture scores for the best of the everyday words, and
+whether the label's scores in this index lean upward: those of a thing that is there do. The weights are fitted by
 `benchmarks/tags.py --fit` on photos that nothing is reported on; `docs/tags.md` has the figures.
 """
 
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mmsearch.indexers.labels import Label, listed_labels
 from mmsearch.retrieval.calibrate import FEWEST, REFERENCES, SAMPLE, Reference, reference_of
 from mmsearch.retrieval.clauses import ClauseEncoder
 from mmsearch.retrieval.conditions import condition_of
@@ -32,7 +33,6 @@ from mmsearch.retrieval.types import TagCount, TaggedPicture, TagReport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mmsearch.indexers.labels import Label
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.store import LocalStore, Writer
     from mmsearch.retrieval.store.reader import Snapshot
@@ -44,10 +44,14 @@ LEAST = 0.5
 MOST = 10
 """How many tags one run gives to a picture at most."""
 
+RIVALS = "everyday"
+"""The list of the words that a label has to stand up to, whatever other labels there are."""
+
 _BATCH = 256
 _SCORES = 2**22  # at once
 _ASSETS = 4096
 _EXAMPLES = 3
+_RIVAL = 5
 
 
 class TagWeights(NamedTuple):
@@ -56,18 +60,18 @@ class TagWeights(NamedTuple):
     Attributes:
         bias: a constant.
         score: per reference deviation that the score is above the reference mean.
-        picture: the same, for the mean of what the picture scores for unrelated texts.
+        rival: the same, for what the picture scores for the fifth of the everyday words that suit it best.
         lean: per unit of how the scores of the label lean, see `lean_of`.
     """
 
     bias: float
     score: float
-    picture: float
+    rival: float
     lean: float
 
 
 # What the command in the module's docstring prints.
-WEIGHTS = TagWeights(-4.825, 1.485, -1.033, 1.096)
+WEIGHTS = TagWeights(-3.244, 1.525, -0.972, 1.241)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,35 +80,35 @@ class TagScale:
 
     Attributes:
         unit: what unrelated pictures and texts score.
-        probes: vectors of unrelated texts, float32 (p, dim).
+        rivals: vectors of the everyday words, float32 (r, dim).
         labels: vectors of the labels, float32 (n, dim).
         leans: how the scores of each label lean, float64 (n).
     """
 
     unit: Reference
-    probes: NDArray[np.float32]
+    rivals: NDArray[np.float32]
     labels: NDArray[np.float32]
     leans: NDArray[np.float64]
 
     @classmethod
     def of(
-        cls, unit: Reference, probes: NDArray[np.float32], labels: NDArray[np.float32], sample: NDArray[np.float32]
+        cls, unit: Reference, rivals: NDArray[np.float32], labels: NDArray[np.float32], sample: NDArray[np.float32]
     ) -> TagScale:
         """The scale of labels in an index, by a sample of its pictures (m, dim)."""
         if len(sample) < FEWEST:
-            return cls(unit, probes, labels, np.ones(len(labels)))
-        usual = WEIGHTS.picture / WEIGHTS.score * _usual(sample, probes, unit)
+            return cls(unit, rivals, labels, np.ones(len(labels)))
+        rival = rival_scores(sample, rivals, unit)
         leans = [
-            lean_of(_standard(sample @ labels[start : start + _BATCH].T, unit) + usual)
+            lean_of(_standard(sample @ labels[start : start + _BATCH].T, unit) - rival)
             for start in range(0, len(labels), _BATCH)
         ]
-        return cls(unit, probes, labels, np.concatenate([np.empty(0), *leans]))
+        return cls(unit, rivals, labels, np.concatenate([np.empty(0), *leans]))
 
     def relevance(self, pictures: NDArray[np.float32]) -> NDArray[np.floating]:
         """(m, n) relevances 0..1 of pictures (m, dim) of length 1 and the labels."""
         odds = _standard(pictures @ self.labels.T, self.unit)
         odds *= np.float32(WEIGHTS.score)
-        odds += WEIGHTS.picture * _usual(pictures, self.probes, self.unit)
+        odds += WEIGHTS.rival * rival_scores(pictures, self.rivals, self.unit)
         odds += (WEIGHTS.bias + WEIGHTS.lean * self.leans).astype(np.float32)
         return 1 / (1 + np.exp(-odds))
 
@@ -119,10 +123,10 @@ def lean_of(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.where(down > 0, (high - middle) / np.where(down > 0, down, 1.0), 1.0)
 
 
-def _usual(pictures: NDArray[np.float32], probes: NDArray[np.float32], unit: Reference) -> NDArray[np.float32]:
-    """(m, 1): what pictures score for unrelated texts, in the unit of the model."""
-    mean: NDArray[np.float32] = _standard(pictures @ probes.T, unit).mean(axis=1, keepdims=True)
-    return mean
+def rival_scores(pictures: NDArray[np.float32], rivals: NDArray[np.float32], unit: Reference) -> NDArray[np.float32]:
+    """(m, 1): what pictures score for the word that is the fifth best of each, in the unit of the model."""
+    scores = _standard(pictures @ rivals.T, unit)
+    return np.partition(scores, -_RIVAL, axis=1)[:, [-_RIVAL]]
 
 
 def _standard(scores: NDArray[np.float32], unit: Reference) -> NDArray[np.float32]:
@@ -315,4 +319,5 @@ def scale_of(snapshot: Snapshot, labels: Sequence[Label], encoder: Callable[[], 
             f"what scores of the model {snapshot.model} mean is learned from the index, and {len(sample)} pictures are "
             f"too few for that: index {FEWEST} or more"
         )
-    return TagScale.of(unit, probes, rows([label.words for label in labels]), sample)
+    rivals = rows([label.words for label in listed_labels(RIVALS)])
+    return TagScale.of(unit, rivals, rows([label.words for label in labels]), sample)
