@@ -30,7 +30,7 @@ def parse_label(text: str) -> Label:
     Raises:
         UsageError: it says none: it is empty, too long, or has a comma or a control character in its tag.
     """
-    tag, equals, words = (" ".join(part.split(" ")).strip() for part in text.partition("="))
+    tag, equals, words = (" ".join(part.split()) for part in text.partition("="))
     shown = text if len(text) <= 60 else f"{text[:60]}..."
     if not tag or (equals and not words):
         raise UsageError(f"{shown!r} is no label: write a tag, or `tag = words for the model`")
