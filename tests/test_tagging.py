@@ -34,11 +34,11 @@ Tags = dict[str, dict[str, float | None]]
 
 
 def rows_of(count: int, encoder: FakeEncoder) -> NDArray[np.float32]:
-    """Vectors of pictures that are of one colour, a little of another, and of what nobody has asked for."""
+    """Vectors of pictures that are of one colour, a little of another, and mostly of what nobody has asked for."""
     chance = np.random.default_rng(0)
     rows = encoder.encode_texts([COLOURS[number % len(COLOURS)] for number in range(count)])
-    rows = rows + chance.uniform(0, 1, (count, 1)) * encoder.encode_texts([*chance.choice(COLOURS, count)])
-    rows = rows + 0.3 * chance.standard_normal(rows.shape) / np.sqrt(rows.shape[1])
+    rows = rows + chance.uniform(0, 0.7, (count, 1)) * encoder.encode_texts([*chance.choice(COLOURS, count)])
+    rows = rows + 1.3 * chance.standard_normal(rows.shape) / np.sqrt(rows.shape[1])
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
@@ -81,8 +81,8 @@ def labels_of(*texts: str) -> list[Label]:
 def tags_of(store: LocalStore) -> Tags:
     """Tags and their relevance by uri."""
     found: Tags = {}
-    for uri, tag, relevance in sql(store, "SELECT uri, tag, relevance FROM tags JOIN assets USING (asset_id)"):
-        found.setdefault(uri, {})[tag] = relevance
+    for uri, name, relevance in sql(store, "SELECT uri, tag, relevance FROM tags JOIN assets USING (asset_id)"):
+        found.setdefault(uri, {})[name] = relevance
     return found
 
 
@@ -129,7 +129,7 @@ def naive(store: LocalStore, labels: Sequence[Label], least: float, most: int) -
     return found
 
 
-@pytest.mark.parametrize(("least", "most"), [(LEAST, 10), (0.2, 2), (0.8, 1), (0.0, 3), (1.0, 10)])
+@pytest.mark.parametrize(("least", "most"), [(LEAST, 10), (0.2, 2), (0.8, 1), (0.0, 3), (0.95, 10)])
 def test_tags_are_those_of_a_naive_loop(
     store: LocalStore, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, least: float, most: int
 ) -> None:
@@ -144,7 +144,7 @@ def test_tags_are_those_of_a_naive_loop(
     assert {uri: set(own) for uri, own in found.items()} == {uri: set(own) for uri, own in expected.items()}
     for uri, own in found.items():
         assert own == pytest.approx(expected[uri], abs=2e-3)
-    assert least == 1.0 or len(found) > 10
+    assert len(found) > 10
     assert (report.pictures, report.tagged, report.changed) == (88, len(found), len(found))
     assert {one.tag: one.pictures for one in report.tags} == {
         name: sum(name in own for own in found.values())
@@ -159,8 +159,9 @@ def test_tags_are_those_of_a_naive_loop(
 def test_colours_are_told_apart(tmp_path: Path, store: LocalStore, encoder: FakeEncoder) -> None:
     tag(store, labels_of(*COLOURS, "zzz"), lambda: encoder)
     found = tags_of(store)
-    right = [COLOURS[int(Path(uri).stem) % len(COLOURS)] in own for uri, own in found.items()]
-    assert len(right) > 60 and sum(right) / len(right) > 0.9
+    pairs = [(COLOURS[int(Path(uri).stem) % len(COLOURS)], name) for uri, own in found.items() for name in own]
+    right = sum(wanted == given for wanted, given in pairs)
+    assert right > 60 and right / len(pairs) > 0.7
     assert not any("zzz" in own for own in found.values())
 
 
@@ -375,7 +376,7 @@ def test_the_command_tells_what_it_did(run: Run, store: LocalStore, monkeypatch:
     shown = run("tag", "red", "--dry-run")
     first, *examples = shown.out.splitlines()
     assert first == f"{counts['red']:>7}  red" and len(examples) == 3
-    assert all(line.startswith("          0.") or line.startswith("          1.") for line in examples)
+    assert all(line.startswith(("          0.", "          1.")) for line in examples)
     assert "would get tags" in shown.err and shown.err.endswith("a dry run: nothing was written\n")
 
 
@@ -394,7 +395,7 @@ def test_tags_are_listed_found_and_taken_away(run: Run, tagged: LocalStore) -> N
     listed = [line.split("\t") for line in run("tags").out.splitlines()]
     assert [name for _, name in listed] == sorted(COLOURS)
     hits = run("query", "red", "--where", "tag = RED", "-k", "100", "--json").json
-    assert len(hits) == int(dict((name, count) for count, name in listed)["red"])
+    assert len(hits) == int({name: count for count, name in listed}["red"])
     assert all("red" in hit["tags"] for hit in hits)
     assert run("tag", "--remove", "Red", "never").err == f"tags removed from {len(hits)} pictures\n"
     assert run("tag", "--remove", "red").err == "no picture had any\n"
@@ -484,7 +485,12 @@ def test_names_do_no_harm_to_a_terminal(run: Run, store: LocalStore, tmp_path: P
 def test_progress_is_drawn_on_a_terminal(run: Run, store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mmsearch.output.is_terminal", lambda stream: stream is sys.stderr)
     monkeypatch.setenv("TERM", "xterm")
-    assert "tagging" in run("tag", "red").err
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "mmsearch.progress.ProgressDisplay.on_tag", lambda self, done, total: told.append((done, total))
+    )
+    assert run("tag", "red").code == 0
+    assert told[-1] == (90, 90)
 
 
 # The index as a whole
@@ -525,5 +531,5 @@ def test_the_starter_tags_photos(run: Run, shared: Path, tmp_path: Path) -> None
     assert run("tag", *wanted, "elephant", "wedding").code == 0
     found = tags_of(LocalStore.open(tmp_path / "index"))
     pairs = [(Path(uri).name.startswith(name.replace(" ", "%20")), name) for uri, own in found.items() for name in own]
-    assert len(pairs) >= 30
+    assert len(pairs) >= 20
     assert sum(right for right, _ in pairs) / len(pairs) >= 0.9
