@@ -55,6 +55,9 @@ if TYPE_CHECKING:
         ReindexReport,
         Report,
         RootInfo,
+        TagCount,
+        TaggedPicture,
+        TagReport,
     )
 
 __version__ = "0.1.0"
@@ -99,6 +102,9 @@ _HOMES = {
         "ReindexReport",
         "Report",
         "RootInfo",
+        "TagCount",
+        "TagReport",
+        "TaggedPicture",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -141,6 +147,9 @@ __all__ = [
     "ReindexReport",
     "Report",
     "RootInfo",
+    "TagCount",
+    "TagReport",
+    "TaggedPicture",
     "TextClause",
     "UnsafeFilesystem",
     "UsageError",

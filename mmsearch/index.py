@@ -34,6 +34,8 @@ from mmsearch.retrieval.types import (
     Report,
     Selection,
     SortBy,
+    TagCount,
+    TagReport,
 )
 
 if TYPE_CHECKING:
@@ -550,7 +552,11 @@ class Index:
         return heat_map(lambda: self._encoders.get(model), query, source)
 
     def duplicates(
-        self, *, threshold: float | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        *,
+        threshold: float | None = None,
+        where: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> DuplicateReport:
         """Groups of pictures that are nearly the same, each with the one to keep; changes nothing.
 
@@ -561,16 +567,101 @@ class Index:
         Args:
             threshold: cosine of embeddings that is enough by itself; by default it follows from how alike the
                 pictures of this index are in general.
+            where: a filter; only pictures that pass are compared with each other.
             progress: called with the pictures that are compared so far, and all there are.
 
         Raises:
             UsageError: the threshold is no cosine above 0.
+            FilterSyntaxError: the filter cannot be read.
             IndexNotFound: there is no index at this path yet.
         """
         from mmsearch.retrieval.duplicates import find_duplicates
 
         with self._snapshot() as snapshot:
-            return find_duplicates(snapshot, threshold=threshold, progress=progress)
+            return find_duplicates(snapshot, threshold=threshold, where=where, progress=progress)
+
+    def tag(
+        self,
+        *labels: str,
+        files: Sequence[str | os.PathLike[str]] = (),
+        lists: Sequence[str] = (),
+        where: str | None = None,
+        min_relevance: float | None = None,
+        most: int | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TagReport:
+        """Gives the pictures those of some labels as tags that they show; filters (`tag = dog`) and words find them.
+
+        A run takes the place of earlier ones for the same tags, and leaves all others. Pictures that are indexed
+        later have no tags before the next run. Nothing is written unless all is.
+
+        Args:
+            labels: each a tag, or a tag and the words that the model reads for it: `pool = a swimming pool`.
+            files: with a label in each line; lines that begin with # are passed over.
+            lists: that come with mmsearch: `everyday`, and `everyday-zh` with the same in Chinese.
+            where: a filter (docs/filters.md); other pictures keep the tags that they have.
+            min_relevance: 0 to 1, the least relevance of a tag, by default 0.5 (docs/tags.md says what that means).
+            most: how many of these tags a picture gets at most, the best; 10 by default.
+            dry_run: only say what would be done.
+            progress: called with the pictures that were looked at so far, and all there are.
+
+        Raises:
+            UsageError: there are no labels, or one cannot be meant; too little is known to judge scores by.
+            PathNotFound: a file does not exist.
+            FilterSyntaxError: the filter cannot be read.
+            IndexNotFound: there is no index at this path yet.
+            IndexLocked: another process is writing.
+        """
+        from mmsearch.indexers import tagging
+        from mmsearch.indexers.labels import gathered
+
+        found = gathered(labels, files, lists)
+        store = self._existing()
+        self._require_model(store.model)
+        return tagging.tag(
+            store,
+            found,
+            lambda: self._encoders.get(store.model),
+            where=where,
+            min_relevance=tagging.LEAST if min_relevance is None else min_relevance,
+            most=tagging.MOST if most is None else most,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
+    def untag(
+        self,
+        *labels: str,
+        files: Sequence[str | os.PathLike[str]] = (),
+        lists: Sequence[str] = (),
+        where: str | None = None,
+    ) -> int:
+        """Takes tags away that `tag` has given: those named, or all; returns from how many pictures.
+
+        Args:
+            labels: as in `tag`; only the tags count.
+            files: as in `tag`.
+            lists: as in `tag`.
+            where: a filter; other pictures keep the tags that they have.
+
+        Raises:
+            UsageError: a label cannot be meant.
+            FilterSyntaxError: the filter cannot be read.
+            IndexNotFound: there is no index at this path yet.
+            IndexLocked: another process is writing.
+        """
+        from mmsearch.indexers import tagging
+        from mmsearch.indexers.labels import gathered
+
+        every = not (labels or files or lists)
+        tags = None if every else [label.tag for label in gathered(labels, files, lists)]
+        return tagging.untag(self._existing(), tags, where=where)
+
+    def tags(self) -> list[TagCount]:
+        """Every tag of the index with the number of files that have it, by name."""
+        with self._snapshot() as snapshot:
+            return [TagCount(tag, count) for tag, count in snapshot.tag_counts()]
 
     def info(self) -> IndexInfo:
         """What the index holds now. Raises IndexNotFound if there is none."""

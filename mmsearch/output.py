@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from mmsearch.indexers.plan import RunEstimate
     from mmsearch.retrieval.encoders.models import ModelStatus
     from mmsearch.retrieval.store.doctor import Diagnosis
-    from mmsearch.retrieval.types import DuplicateReport, Failure, IndexInfo, Picture, ReindexReport, Report
+    from mmsearch.retrieval.types import (
+        DuplicateReport,
+        Failure,
+        IndexInfo,
+        Picture,
+        ReindexReport,
+        Report,
+        TagCount,
+        TaggedPicture,
+        TagReport,
+    )
 
 _FAILURES_SHOWN = 20
 # Control characters, halves of surrogate pairs, line and paragraph separators, and the marks that reverse text.
@@ -176,6 +186,45 @@ def duplicate_lines(report: DuplicateReport) -> list[str]:
     return lines
 
 
+def no_pictures(where: str | None, texts: int) -> str:
+    """Why there was nothing to look at."""
+    if where is not None:
+        return "no pictures in the index pass the filter"
+    return "no pictures in the index, only texts" if texts else "the index is empty"
+
+
+def write_tags(tags: Sequence[TagCount], *, people: bool, examples: bool = False) -> None:
+    """Tags with their counts, and a few pictures where asked for; for programs separated by tabs."""
+    for one in tags:
+        if not people:
+            write(f"{one.pictures}\t{safe(one.tag)}")
+            continue
+        write(f"{one.pictures:>7,}  {safe(one.tag)}")
+        for picture in one.best if examples else ():
+            write(f"{'':>7}  {picture.relevance:>5.2f}  {safe(_shown_path(picture))}")
+
+
+def tag_lines(report: TagReport) -> list[str]:
+    """What `tag` says beside the tags, for a person."""
+    if not report.pictures:
+        return []
+    given = sum(one.pictures for one in report.tags)
+    unused = sum(not one.pictures for one in report.tags)
+    verb = "got" if report.written else "would get"
+    lines = [
+        f"{report.tagged:,} of {counted(report.pictures, 'picture')} {verb} tags, {given:,} in all;"
+        f" {_duration(report.seconds)}"
+    ]
+    if unused:
+        lines.append(f"{counted(unused, 'label')} in no picture from relevance {report.min_relevance:g} on")
+    if report.written:
+        changed = f"{counted(report.changed, 'picture')} changed" if report.changed else "nothing has changed"
+        lines.append(f"{changed}; pictures that are indexed from now on get tags when this is run again")
+    else:
+        lines.append("a dry run: nothing was written")
+    return lines
+
+
 def failure_lines(failures: Sequence[Failure]) -> list[str]:
     """Failed files with their reasons; a long list is cut, `list --failed` has it whole."""
     if not failures:
@@ -245,7 +294,7 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _shown_path(shown: Picture) -> str:
+def _shown_path(shown: Picture | TaggedPicture) -> str:
     return str(shown.path) if shown.path is not None else shown.uri
 
 

@@ -101,12 +101,19 @@ class ProgressDisplay:
 
     def on_compare(self, done: int, total: int) -> None:
         """Shows how many pictures were compared with all others."""
+        self._on_pictures("comparing", done, total)
+
+    def on_tag(self, done: int, total: int) -> None:
+        """Shows how many pictures were looked at for tags."""
+        self._on_pictures("tagging", done, total)
+
+    def _on_pictures(self, doing: str, done: int, total: int) -> None:
         now = time.monotonic()
         if self._task is not None and done < total and now - self._drawn < _SECONDS_BETWEEN:
             return
         self._drawn = now
         if self._task is None:
-            self._task = self._files.add_task("comparing", total=total, failures="")
+            self._task = self._files.add_task(doing, total=total, failures="")
             self._files.start()
         self._files.update(self._task, completed=done, total=total)
 

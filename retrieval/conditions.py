@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from mmsearch.retrieval.errors import UsageError
-from mmsearch.retrieval.filters import And, Between, Compare, Filter, Near, Not, OneOf, Or, Period, Value
+from mmsearch.retrieval.filters import And, Between, Compare, Filter, Near, Not, OneOf, Or, Period, Value, parse_filter
 from mmsearch.retrieval.store.records import Condition
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.store.reader import StoredRoot
+    from mmsearch.retrieval.store.reader import Snapshot, StoredRoot
     from mmsearch.retrieval.types import Modality
 
 _EARTH_METRES = 6_371_008.8
@@ -56,6 +56,18 @@ def compile_filter(filter_: Filter, roots: Sequence[StoredRoot], modality: Modal
     """
     sql = _Compiler(roots, modality).compile(filter_)
     return Condition(sql.text, sql.bound, frozenset(_fields(filter_)))
+
+
+def condition_of(where: str, snapshot: Snapshot, modality: Modality) -> Condition:
+    """The condition of a filter as it is written, ready to be used on this snapshot.
+
+    Raises:
+        FilterSyntaxError: it cannot be read.
+        UsageError: a value is too large for a database.
+    """
+    filter_ = parse_filter(where)
+    snapshot.register(FUNCTIONS)
+    return compile_filter(filter_, snapshot.roots(), modality)
 
 
 def _fields(filter_: Filter) -> Iterator[str]:

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsearch.retrieval.errors import IndexCorrupt, UsageError
+from mmsearch.retrieval.conditions import condition_of
+from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.neighbours import hamming, hash_pairs, unit_rows, vector_pairs
+from mmsearch.retrieval.store.selection import pages_where
 from mmsearch.retrieval.types import DuplicateGroup, DuplicatePicture, DuplicateReport, Picture, Stamp
 
 if TYPE_CHECKING:
@@ -129,16 +131,25 @@ def rule_of(embeddings: Embeddings, *, threshold: float | None = None) -> Duplic
 
 
 def find_duplicates(
-    snapshot: Snapshot, *, threshold: float | None = None, progress: Callable[[int, int], None] | None = None
+    snapshot: Snapshot,
+    *,
+    threshold: float | None = None,
+    where: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DuplicateReport:
     """All near-duplicates among the pictures of an index; see the module.
 
     Args:
         snapshot: the index.
         threshold: cosine that is enough whatever the hashes say.
+        where: a filter; pictures that do not pass are left out. The rule stays that of the whole index.
         progress: told how many pictures' worth of comparisons is done, and how many there are.
     """
     items = snapshot.picture_columns()
+    if where is not None:
+        condition = condition_of(where, snapshot, "image")
+        pages = [page[:, 1] for page in pages_where(snapshot, "image", condition, _PAGE)]
+        items = items.take(np.isin(items.item_ids, np.concatenate([items.item_ids[:0], *pages])))
     items = items.take(_preference(items))
     contents = items.take(np.sort(np.unique(items.embedding_ids, return_index=True)[1]))
     embeddings = snapshot.embeddings("image")
@@ -181,9 +192,7 @@ class _Vectors:
 
     def __init__(self, embeddings: Embeddings, embedding_ids: NDArray[np.int64]) -> None:
         self._embeddings = embeddings
-        self._at = np.searchsorted(embeddings.ids, embedding_ids)
-        if len(embedding_ids) and not np.array_equal(embeddings.ids[self._at % len(embeddings)], embedding_ids):
-            raise IndexCorrupt("the index has pictures without vectors; `mmsearch doctor` says more")
+        self._at = embeddings.places(embedding_ids)
 
     def rows(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         return unit_rows(self._embeddings.rows(self._at[places]))

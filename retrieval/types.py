@@ -337,6 +337,56 @@ class DuplicateReport:
 
 
 @dataclass(frozen=True, slots=True)
+class TaggedPicture:
+    """A picture that has a tag; fields as `Hit`."""
+
+    relevance: float
+    path: Path | None
+    uri: str
+    item_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TagCount:
+    """A tag of one run.
+
+    Attributes:
+        tag: as it was given.
+        pictures: how many of those looked at have it.
+        best: a few of them, the most relevant first.
+    """
+
+    tag: str
+    pictures: int
+    best: tuple[TaggedPicture, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TagReport:
+    """What one run of tagging did, or would do.
+
+    Attributes:
+        tags: in the order given.
+        pictures: how many were looked at.
+        tagged: how many of them have one of these tags.
+        changed: how many have other tags, or other relevances, than before; 0 where nothing was to be written.
+        model: whose scores these are; empty where no picture was looked at.
+        min_relevance: the least relevance of a tag.
+        seconds: wall-clock time of the run.
+        written: False for a run that only looked.
+    """
+
+    tags: tuple[TagCount, ...]
+    pictures: int
+    tagged: int
+    changed: int
+    model: str
+    min_relevance: float
+    seconds: float
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one index run did, counted in files; `items` is the index total afterwards.
 

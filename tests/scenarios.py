@@ -65,10 +65,14 @@ def state_of(index: Path) -> State:
         connection.close()
     store = LocalStore.open(index)
     info = store.info()
+    with store.snapshot() as snapshot:
+        records = {record.item_id: record.uri for record in snapshot.all_items()}
+        tags = {records[item_id]: tags for item_id, tags in snapshot.tags(list(records)).items()}
     state = {
         "format": found,
         "model": store.identity,
         "items": {uri: sorted(items, key=repr) for uri, items in sorted(content_of(store).items())},
+        "tags": dict(sorted(tags.items())),
         "failed": [os.path.basename(failure.path) for failure in info.failed],
     }
     plain: dict[str, Any] = json.loads(json.dumps(state))
@@ -128,6 +132,12 @@ def _remove(index: Path, steps: Steps) -> None:
             writer.take_out(str(index.parent), uri)
         writer.commit()
         writer.merge()
+
+
+def _tag(index: Path, steps: Steps) -> None:
+    with LocalStore.open(index, steps=steps).writer() as writer:
+        writer.tag({1: {"red": 0.5}, 2: {"red": 0.75, "letter": 0.25}, 3: {}}, ["letter", "red"])
+        writer.commit()
 
 
 def _switch(index: Path, steps: Steps) -> None:
@@ -198,6 +208,7 @@ SCENARIOS = {
     "commit": Scenario(_index, _commit),
     "merge": Scenario(_several, _merge),
     "remove": Scenario(_rich, _remove),
+    "tag": Scenario(_rich, _tag),
     "switch": Scenario(_rich, _switch),
     "migrate": Scenario(_old, _migrate),
     "index": Scenario(_pictures, _update),

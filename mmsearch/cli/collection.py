@@ -22,6 +22,9 @@ def dupes(
             help="Embeddings as close as this are enough, up to 1; by default it follows from the index.",
         ),
     ] = None,
+    where: Annotated[
+        str | None, typer.Option("--where", metavar="FILTER", help='Only among these: "year = 2024".')
+    ] = None,
     index_path: IndexOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per group and line.")] = False,
     paths0: Annotated[
@@ -41,7 +44,7 @@ def dupes(
     if as_json and paths0:
         raise UsageError("--json and --paths0 are two ways to print; take one")
     with Index(index_path) as opened, progress_display() as display:
-        report = opened.duplicates(threshold=threshold, progress=display.on_compare if display else None)
+        report = opened.duplicates(threshold=threshold, where=where, progress=display.on_compare if display else None)
         texts = opened.info().texts
     if as_json:
         for group in report.groups:
@@ -54,6 +57,6 @@ def dupes(
     else:
         output.write_duplicates(report, people=output.is_terminal(sys.stdout))
     if not report.pictures:
-        output.say("no pictures in the index, only texts" if texts else "the index is empty")
+        output.say(output.no_pictures(where, texts))
     for line in output.duplicate_lines(report):
         output.say(line)

@@ -6,8 +6,9 @@ nothing of it before, and all of it after.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,15 +59,19 @@ def _storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _distinct_tags(tags: Mapping[str, float]) -> dict[str, float]:
-    """Tags as the table can hold them, in which capitals of ASCII make no difference."""
+def _distinct_tags(tags: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    """Tags as the table can hold them, by what it tells them apart by: capitals of ASCII make no difference."""
     best: dict[str, tuple[str, float]] = {}
     for tag, relevance in tags.items():
         written = tag.encode("utf-8", "backslashreplace").decode("utf-8")
-        folded = written.encode().lower().decode("utf-8")
+        folded = _folded(written)
         if folded not in best or best[folded][1] < relevance:
             best[folded] = written, relevance
-    return dict(best.values())
+    return best
+
+
+def _folded(tag: str) -> str:
+    return tag.encode("utf-8", "backslashreplace").lower().decode("utf-8")
 
 
 _PARAM = sa.bindparam
@@ -77,6 +82,8 @@ _ASSET_ITEMS = sa.select(*_ITEM_COLUMNS).where(ITEMS.c.asset_id == _PARAM("asset
 _DELETE_ITEMS = sa.delete(ITEMS).where(ITEMS.c.asset_id == _PARAM("asset"))
 _DELETE_TAGS = sa.delete(TAGS).where(TAGS.c.asset_id == _PARAM("asset"))
 _DELETE_ASSET = sa.delete(ASSETS).where(ASSETS.c.asset_id == _PARAM("asset"))
+_THESE_ASSETS = "SELECT asset_id FROM assets WHERE asset_id IN (SELECT value FROM json_each(?))"
+_THEIR_TAGS = "SELECT asset_id, tag, relevance FROM tags WHERE asset_id IN (SELECT value FROM json_each(?))"
 _OWNED = ASSETS.alias()
 _UNNAMED = sa.select(ASSETS.c.asset_id).where(
     ASSETS.c.listed,
@@ -438,29 +445,44 @@ class Catalog:
         """Makes the words right of every item that this transaction has added, deleted or moved."""
         update_words(raw(self.connection), self.reworded, self.gone)
 
-    def set_tags(self, tags: Mapping[int, Mapping[str, float]]) -> int:
+    def set_tags(self, tags: Mapping[int, Mapping[str, float]], among: Collection[str] | None = None) -> int:
         """Sets the tags of assets, with the relevance of each, in place of those before; returns how many changed.
 
-        Tags that differ in ASCII capitals only are one, of the larger relevance; assets that are not there are
-        passed over.
+        With `among`, only these tags are looked at, and all others stay. Tags without a relevance are somebody's own:
+        they stay in any case. Tags that differ in ASCII capitals only are one, of the larger relevance; assets that
+        are not there are passed over.
         """
+        run = self.connection.exec_driver_sql
+        looked_at = None if among is None else {_folded(tag) for tag in among}
         changed = 0
         for some in _chunks(tags):
-            assets = sa.select(ASSETS.c.asset_id).where(ASSETS.c.asset_id.in_(some))
-            there: dict[int, dict[str, float]] = {asset_id: {} for (asset_id,) in self.connection.execute(assets)}
-            query = sa.select(TAGS.c.asset_id, TAGS.c.tag, TAGS.c.relevance).where(TAGS.c.asset_id.in_(some))
-            for asset_id, tag, relevance in self.connection.execute(query):
-                there[asset_id][tag] = relevance
+            ids = (json.dumps(some),)
+            there: dict[int, dict[str, tuple[str, float | None]]] = {
+                asset_id: {} for (asset_id,) in run(_THESE_ASSETS, ids)
+            }
+            for asset_id, tag, relevance in run(_THEIR_TAGS, ids):
+                there[asset_id][_folded(tag)] = tag, relevance
+            gone: list[tuple[int, str]] = []
+            come: list[tuple[int, str, float]] = []
             for asset_id, before in there.items():
-                wanted = _distinct_tags(tags[asset_id])
-                if before == wanted:
-                    continue
-                changed += 1
-                self.connection.execute(_DELETE_TAGS, {"asset": asset_id})
-                rows = [{"asset_id": asset_id, "tag": tag, "relevance": value} for tag, value in wanted.items()]
-                if rows:
-                    self.connection.execute(sa.insert(TAGS), rows)
-                self.reworded.add(asset_id)
+                own = {folded for folded, (_, relevance) in before.items() if relevance is None}
+                found = _distinct_tags(tags[asset_id])
+                wanted = {folded: one for folded, one in found.items() if folded not in own}
+                out = [
+                    (asset_id, old[0])
+                    for folded, old in before.items()
+                    if folded not in own and (looked_at is None or folded in looked_at) and wanted.get(folded) != old
+                ]
+                into = [(asset_id, *new) for folded, new in wanted.items() if before.get(folded) != new]
+                if {tag for _, tag in out} != {tag for _, tag, _ in into}:
+                    self.reworded.add(asset_id)
+                changed += bool(out or into)
+                gone += out
+                come += into
+            if gone:
+                run("DELETE FROM tags WHERE asset_id = ? AND tag = ?", gone)
+            if come:
+                run("INSERT INTO tags (asset_id, tag, relevance) VALUES (?, ?, ?)", come)
         return changed
 
     # What a lost catalog left behind

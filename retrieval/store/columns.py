@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.retrieval.errors import IndexCorrupt
 from mmsearch.retrieval.store.segments import Segment
 
 if TYPE_CHECKING:
@@ -85,6 +86,17 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def places(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where some embeddings are in `ids`.
+
+        Raises:
+            IndexCorrupt: one is not there.
+        """
+        at = np.searchsorted(self.ids, ids)
+        if len(ids) and (not len(self) or not np.array_equal(self.ids[at % len(self)], ids)):
+            raise IndexCorrupt("the index has items without vectors; `mmsearch doctor` says more")
+        return at
 
     def rows(self, at: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors at some positions of `ids`, float32 (m, dim), copied out."""

@@ -89,6 +89,7 @@ SQL = {
         "SELECT item_id, tag FROM items JOIN tags USING (asset_id)"
         " WHERE item_id IN (SELECT value FROM json_each(?)) ORDER BY tag"
     ),
+    "tag_counts": "SELECT MIN(tag), COUNT(*) FROM tags GROUP BY tag ORDER BY tag",
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
     ),
@@ -529,6 +530,10 @@ class Snapshot:
         for item_id, tag in self._rows("tags", json.dumps([int(id_) for id_ in item_ids])):
             found[item_id] = (*found.get(item_id, ()), tag)
         return found
+
+    def tag_counts(self) -> list[tuple[str, int]]:
+        """Every tag with the number of files that have it, by name."""
+        return [(tag, count) for tag, count in self._rows("tag_counts")]
 
     def info(self) -> IndexInfo:
         """What the index holds."""

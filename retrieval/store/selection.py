@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +66,23 @@ def passing(snapshot: Snapshot, item_ids: list[int], where: Condition) -> set[in
 def count_where(snapshot: Snapshot, space: Modality, where: Condition) -> int:
     """How many items of a modality pass a filter."""
     return int(snapshot.select(f"SELECT COUNT(*) {_FROM} AND ({where.sql})", (space, *where.parameters))[0][0])
+
+
+def pages_where(snapshot: Snapshot, space: Modality, where: Condition | None, size: int) -> Iterator[NDArray[np.int64]]:
+    """All items of a modality that pass a filter, as (n, 3) of asset id, item id and embedding id.
+
+    By asset; all items of one are in the same page, which has those of at most `size` assets.
+    """
+    test, bound = ("1", ()) if where is None else (where.sql, where.parameters)
+    first, last = snapshot.select("SELECT MIN(asset_id), MAX(asset_id) FROM assets")[0]
+    statement = (
+        f"SELECT asset_id, item_id, embedding_id {_FROM} AND asset_id BETWEEN ? AND ? AND ({test})"
+        " ORDER BY asset_id, item_id"
+    )
+    for start in range(first or 0, (last or -1) + 1, size):
+        rows = snapshot.select(statement, (space, start, start + size - 1, *bound))
+        if rows:
+            yield np.array(rows, np.int64)
 
 
 def folders_of(snapshot: Snapshot, space: Modality, where: Condition | None) -> set[tuple[int, str]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -341,13 +341,14 @@ class Writer(Session):
                 self._changed()
         return forgotten
 
-    def tag(self, tags: Mapping[int, Mapping[str, float]]) -> int:
+    def tag(self, tags: Mapping[int, Mapping[str, float]], among: Collection[str] | None = None) -> int:
         """Sets the tags of assets, by their ids, in place of those before; returns how many assets that changed.
 
-        Each tag comes with its relevance. Tags go with the content that they were found in.
+        Each tag comes with its relevance. Tags go with the content that they were found in; those without a relevance
+        are somebody's own and stay. With `among`, only these tags are looked at, and all others stay.
         """
         with self._guard():
-            changed = self._catalog.set_tags(tags)
+            changed = self._catalog.set_tags(tags, among)
             if changed:
                 self._changed()
         return changed
