@@ -18,8 +18,8 @@ from mmsearch.retrieval.periods import Period, read_period
 
 MAX_COMPARISONS = 200
 """Values of lists counted."""
-MAX_DEPTH = 16
-"""Of parentheses and `not`; of 25 of them the parsers of some builds of SQLite run out of stack."""
+MAX_DEPTH = 12
+"""Of parentheses and `not`; of 17 of them the parser of SQLite can run out of stack."""
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~"]
 Kind = Literal["number", "size", "date", "year", "modality", "text", "any"]
@@ -200,6 +200,7 @@ def _no_field(name: str) -> str:
     fields = [*FIELDS, "meta.NAME"]
     near = get_close_matches(name.lower(), [*fields, "near"], 1)
     meant = _OTHER_NAMES.get(name.lower()) or (near[0] if near else None)
+    meant = "near(48.137, 11.575, 20km)" if meant == "near" else meant
     shown = name if len(name) <= 40 else f"{name[:40]}..."
     hint = f"did you mean `{meant}`? The" if meant else "the"
     return f"there is no field `{shown}`; {hint} fields are {', '.join(fields)}"
