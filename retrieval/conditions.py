@@ -48,6 +48,10 @@ _PICTURE = (
 )
 
 
+_Test = tuple[str, Value]
+"""An operator and what is compared with."""
+
+
 class _Sql(NamedTuple):
     """An expression that is true, false or unknown, and what is bound to it."""
 
@@ -107,17 +111,19 @@ class _Compiler:
                 return self._owned(lambda table: _near(table, latitude, longitude, metres))
             case Between(field, low, high):
                 ends = [(">=", low), ("<=", high)]
-                return _joined(" AND ", [self._compare(field, sign, end) for sign, end in ends if end is not None])
+                return self._compare(field, *((sign, end) for sign, end in ends if end is not None))
             case OneOf(field, values):
-                return _joined(" OR ", [self._compare(field, "=", value) for value in values])
+                return _joined(" OR ", [self._compare(field, ("=", value)) for value in values])
             case Compare(field, "!=", value):
-                return _not(self._compare(field, "=", value))
+                return _not(self._compare(field, ("=", value)))
             case Compare(field, operator, value):
-                return self._compare(field, operator, value)
+                return self._compare(field, (operator, value))
 
-    def _compare(self, field: str, operator: str, value: Value) -> _Sql:
+    def _compare(self, field: str, *tests: _Test) -> _Sql:
+        """A field against values; where it has several itself, one of them passes all tests."""
+        operator, value = tests[0]
         if field.startswith("meta."):
-            return self._meta(field[5:], operator, value)
+            return self._meta(field[5:], tests)
         if field == "modality":
             return _text("items.modality", operator, str(value))
         if field in ("path", "folder", "ext"):
@@ -126,16 +132,16 @@ class _Compiler:
             return _tagged(operator, str(value), owned=self._modality == "text")
         column = _COLUMNS[field]
         if field in _OF_FILES:
-            return self._of_file(column, operator, value)
-        return self._owned(lambda table: _known(f"{table}.{column}", operator, value))
+            return self._of_file(column, tests)
+        return self._owned(lambda table: _all(tests, lambda *test: _known(f"{table}.{column}", *test)))
 
-    def _of_file(self, column: str, operator: str, value: Value) -> _Sql:
-        """A test of a file's own stamp; a row has that of its picture, and else none."""
-        own = _joined(" AND ", [self._is_file(), _stamped("assets", column, operator, value)])
+    def _of_file(self, column: str, tests: Sequence[_Test]) -> _Sql:
+        """Tests of a file's own stamp; a row has that of its picture, and else none."""
+        own = _joined(" AND ", [self._is_file(), _stamped("assets", column, tests)])
         if self._modality == "image":
             return own
-        picture = _stamped("picture", column, operator, value)
-        found = _Sql(f"{_PICTURE} AND {picture.text})", picture.bound)
+        picture = _stamped("picture", column, tests)
+        found = _Sql(f"{_PICTURE} AND ({picture.text}))", picture.bound)
         return _joined(" OR ", [own, _joined(" AND ", [_Sql(f"NOT {self._is_file().text}"), found])])
 
     def _is_file(self) -> _Sql:
@@ -148,17 +154,17 @@ class _Compiler:
         if self._modality == "image":
             return own
         picture = test("picture")
-        found = _Sql(f"{_PICTURE} AND {picture.text})", picture.bound)
+        found = _Sql(f"{_PICTURE} AND ({picture.text}))", picture.bound)
         return _joined(" OR ", [own, found])
 
-    def _meta(self, column: str, operator: str, value: Value) -> _Sql:
-        own = _meta_of("assets", column, operator, value)
+    def _meta(self, column: str, tests: Sequence[_Test]) -> _Sql:
+        own = _meta_of("assets", column, tests)
         if self._modality == "text":
             return own
-        row = _meta_of("owned", column, operator, value)
+        row = _meta_of("owned", column, tests)
         found = _Sql(
             "EXISTS (SELECT 1 FROM assets AS owned WHERE owned.owner_root_id = assets.root_id"
-            f" AND owned.owner_uri = assets.uri AND {row.text})",
+            f" AND owned.owner_uri = assets.uri AND ({row.text}))",
             row.bound,
         )
         return _joined(" OR ", [own, found])
@@ -216,7 +222,13 @@ def _globbed(place: _Sql, glob: str) -> _Sql:
     return found if is_exact else _joined(" AND ", [found, exactly])
 
 
+def _all(tests: Sequence[_Test], sql: Callable[[str, Value], _Sql]) -> _Sql:
+    return _joined(" AND ", [sql(operator, value) for operator, value in tests])
+
+
 def _joined(word: str, parts: Sequence[_Sql]) -> _Sql:
+    if len(parts) == 1:
+        return parts[0]
     return _Sql(word.join(f"({part.text})" for part in parts), tuple(value for part in parts for value in part.bound))
 
 
@@ -231,13 +243,14 @@ def _known(column: str, operator: str, value: Value) -> _Sql:
     return _text(column, operator, value) if isinstance(value, str) else _Sql(f"{column} {operator} ?", (value,))
 
 
-def _stamped(table: str, column: str, operator: str, value: Value) -> _Sql:
-    name = f"{table}.{column}"
-    if isinstance(value, Period):
-        test = _within(name, operator, _nanoseconds(value.start), _nanoseconds(value.end))
-    else:
-        test = _known(name, operator, value)
-    return _joined(" AND ", [_Sql(f"{table}.size >= 0"), test])  # less: to be read again
+def _stamped(table: str, column: str, tests: Sequence[_Test]) -> _Sql:
+    def test(operator: str, value: Value) -> _Sql:
+        name = f"{table}.{column}"
+        if isinstance(value, Period):
+            return _within(name, operator, _nanoseconds(value.start), _nanoseconds(value.end))
+        return _known(name, operator, value)
+
+    return _joined(" AND ", [_Sql(f"{table}.size >= 0"), _all(tests, test)])  # less: to be read again
 
 
 def _within(column: str, operator: str, start: object, end: object) -> _Sql:
@@ -279,14 +292,14 @@ def _tagged(operator: str, value: str, *, owned: bool) -> _Sql:
     return _joined(" OR ", [own, of_picture])
 
 
-def _meta_of(table: str, column: str, operator: str, value: Value) -> _Sql:
-    """A test of one field of a row, or of any element where that is a list."""
-    test = _meta_value("element", operator, value)
+def _meta_of(table: str, column: str, tests: Sequence[_Test]) -> _Sql:
+    """Tests of one field of a row, or of any element where that is a list."""
+    test = _all(tests, lambda *test: _meta_value("element", *test))
     return _Sql(
         f"EXISTS (SELECT 1 FROM json_each({table}.meta) AS entry JOIN json_each("
         "CASE entry.type WHEN 'array' THEN entry.value ELSE json_array(CASE entry.type WHEN 'true' THEN json('true')"
         " WHEN 'false' THEN json('false') ELSE entry.value END) END) AS element"
-        f" WHERE entry.key = ? COLLATE NOCASE AND {test.text})",
+        f" WHERE entry.key = ? COLLATE NOCASE AND ({test.text}))",
         (column, *test.bound),
     )
 

@@ -339,8 +339,10 @@ class _Parser:
         if kind not in ("text", "modality", "any") and operator == "~":
             raise self._error(f"`~` compares text, and `{field}` is none", sign.at)
         value = self._taken_value(f"after `{sign.text}`")
-        is_glob = operator == "~"
-        return Compare(field, operator, self._value(value, "text" if is_glob else kind))  # type: ignore[arg-type]
+        read = self._value(value, "text" if operator == "~" else kind)
+        if isinstance(read, bool) and operator[0] in "<>":
+            raise self._error(f"`{value.text}` is compared with = and != only", value.at, "meta.draft = true")
+        return Compare(field, operator, read)  # type: ignore[arg-type]
 
     def _counted(self, token: _Token) -> None:
         self._comparisons += 1

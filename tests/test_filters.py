@@ -155,6 +155,7 @@ def test_a_filter_is_read(source: str, filter_: Filter | None) -> None:
         ("taken in 2024-08..2024-05", 9, "this range ends before it begins"),
         ("meta.price in 20..10", 14, "this range ends before it begins"),
         ("year = 2024-05", 7, "a year has four digits"),
+        ("meta.draft > true", 13, "`true` is compared with = and != only"),
         ("year in ..", 8, "a range needs one end at least"),
         ("year in 2020", 8, "after `in` comes a list in parentheses, or a range without blanks"),
         ("year in 2020 .. 2024", 8, "a range without blanks"),
@@ -324,7 +325,8 @@ def _comparisons(draw: st.DrawFn) -> Filter:
     operator = draw(
         st.sampled_from(["=", "!=", *(["~"] if is_text or kind == "any" else []), *([] if is_text else "<>")])
     )
-    return Compare(field, operator, draw(_TEXTS if operator == "~" else values))
+    value = draw(_TEXTS if operator == "~" else values)
+    return Compare(field, "=" if isinstance(value, bool) else operator, value)
 
 
 def filters(leaves: st.SearchStrategy[Filter]) -> st.SearchStrategy[Filter]:
