@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from mmsearch.retrieval.errors import UsageError
-from mmsearch.retrieval.filters import And, Between, Compare, Filter, Near, Not, OneOf, Or, Period, Value, parse_filter
+from mmsearch.retrieval.filters import And, Between, Compare, Filter, Near, Not, OneOf, Or, Value, parse_filter
+from mmsearch.retrieval.globs import (
+    anchored,
+    encoded_glob,
+    encoded_path,
+    literal,
+    matches_extension,
+    matches_path,
+    matches_text,
+)
+from mmsearch.retrieval.periods import Period
 from mmsearch.retrieval.store.records import Condition
 
 if TYPE_CHECKING:
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.types import Modality
 
 _EARTH_METRES = 6_371_008.8
+_MOST_VALUES = 32_000
+"""How many values a condition may bind: some builds of SQLite take 32,766 in a statement."""
 _COLUMNS = {
     "width": "width",
     "height": "height",
@@ -31,7 +39,17 @@ _COLUMNS = {
     "size": "size",
     "modified": "mtime_ns",
 }
-_OWN = frozenset({"size", "modified"})  # of the file itself; the rest a text has of its picture too
+_OF_FILES = frozenset({"size", "modified"})  # of the file itself; the rest a text has of its picture too
+
+
+_PICTURE = (
+    "EXISTS (SELECT 1 FROM assets AS picture WHERE picture.root_id = assets.owner_root_id"
+    " AND picture.uri = assets.owner_uri"
+)
+
+
+_Test = tuple[str, Value]
+"""An operator and what is compared with."""
 
 
 class _Sql(NamedTuple):
@@ -44,7 +62,8 @@ class _Sql(NamedTuple):
 def compile_filter(filter_: Filter, roots: Sequence[StoredRoot], modality: Modality) -> Condition:
     """The condition that items of a modality pass.
 
-    A text that belongs to a picture has what is known of the picture, and a picture has the fields of its rows.
+    A text that belongs to a picture has what is known of the picture, and a picture has the fields of its rows. A
+    comparison with what is not known is not true, so that `not` of it is.
 
     Args:
         filter_: what `parse_filter` gave.
@@ -52,9 +71,13 @@ def compile_filter(filter_: Filter, roots: Sequence[StoredRoot], modality: Modal
         modality: of the items.
 
     Raises:
-        UsageError: a value is too large for a database.
+        UsageError: there are too many values, those of paths counted for each root.
     """
     sql = _Compiler(roots, modality).compile(filter_)
+    if len(sql.bound) > _MOST_VALUES:
+        raise UsageError(
+            f"this filter is too long for an index of {len(roots)} roots: ask for fewer paths, folders and extensions"
+        )
     return Condition(sql.text, sql.bound, frozenset(_fields(filter_)))
 
 
@@ -100,19 +123,19 @@ class _Compiler:
                 return self._owned(lambda table: _near(table, latitude, longitude, metres))
             case Between(field, low, high):
                 ends = [(">=", low), ("<=", high)]
-                return _joined(" AND ", [self._compare(field, sign, end) for sign, end in ends if end is not None])
+                return self._compare(field, *((sign, end) for sign, end in ends if end is not None))
             case OneOf(field, values):
-                return _joined(" OR ", [self._compare(field, "=", value) for value in values])
+                return _joined(" OR ", [self._compare(field, ("=", value)) for value in values])
             case Compare(field, "!=", value):
-                return _not(self._compare(field, "=", value))
+                return _not(self._compare(field, ("=", value)))
             case Compare(field, operator, value):
-                return self._compare(field, operator, value)
+                return self._compare(field, (operator, value))
 
-    def _compare(self, field: str, operator: str, value: Value) -> _Sql:
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise UsageError(f"{value} is too large a number for a filter")
+    def _compare(self, field: str, *tests: _Test) -> _Sql:
+        """A field against values; where it has several itself, one of them passes all tests."""
+        operator, value = tests[0]
         if field.startswith("meta."):
-            return self._meta(field[5:], operator, value)
+            return self._meta(field[5:], tests)
         if field == "modality":
             return _text("items.modality", operator, str(value))
         if field in ("path", "folder", "ext"):
@@ -120,9 +143,22 @@ class _Compiler:
         if field == "tag":
             return _tagged(operator, str(value), owned=self._modality == "text")
         column = _COLUMNS[field]
-        if field in _OWN:
-            return _own(column, operator, value)
-        return self._owned(lambda table: _known(f"{table}.{column}", operator, value))
+        if field in _OF_FILES:
+            return self._of_file(column, tests)
+        return self._owned(lambda table: _all(tests, lambda *test: _known(f"{table}.{column}", *test)))
+
+    def _of_file(self, column: str, tests: Sequence[_Test]) -> _Sql:
+        """Tests of a file's own stamp; a row has that of its picture, and else none."""
+        own = _joined(" AND ", [self._is_file(), _stamped("assets", column, tests)])
+        if self._modality == "image":
+            return own
+        picture = _stamped("picture", column, tests)
+        found = _Sql(f"{_PICTURE} AND ({picture.text}))", picture.bound)
+        return _joined(" OR ", [own, _joined(" AND ", [_Sql(f"NOT {self._is_file().text}"), found])])
+
+    def _is_file(self) -> _Sql:
+        ids = ", ".join(str(int(root.root_id)) for root in self._roots if root.kind == "folder")
+        return _Sql(f"assets.root_id IN ({ids})")
 
     def _owned(self, test: Callable[[str], _Sql]) -> _Sql:
         """A test of an asset, or of the picture that it belongs to."""
@@ -130,21 +166,17 @@ class _Compiler:
         if self._modality == "image":
             return own
         picture = test("picture")
-        found = _Sql(
-            "EXISTS (SELECT 1 FROM assets AS picture WHERE picture.root_id = assets.owner_root_id"
-            f" AND picture.uri = assets.owner_uri AND {picture.text})",
-            picture.bound,
-        )
+        found = _Sql(f"{_PICTURE} AND ({picture.text}))", picture.bound)
         return _joined(" OR ", [own, found])
 
-    def _meta(self, column: str, operator: str, value: Value) -> _Sql:
-        own = _meta_of("assets", column, operator, value)
+    def _meta(self, column: str, tests: Sequence[_Test]) -> _Sql:
+        own = _meta_of("assets", column, tests)
         if self._modality == "text":
             return own
-        row = _meta_of("owned", column, operator, value)
+        row = _meta_of("owned", column, tests)
         found = _Sql(
             "EXISTS (SELECT 1 FROM assets AS owned WHERE owned.owner_root_id = assets.root_id"
-            f" AND owned.owner_uri = assets.uri AND {row.text})",
+            f" AND owned.owner_uri = assets.uri AND ({row.text}))",
             row.bound,
         )
         return _joined(" OR ", [own, found])
@@ -154,36 +186,23 @@ class _Compiler:
     def _place(self, field: str, operator: str, value: str) -> _Sql:
         place = self._encoded_path()
         if field == "ext":
-            wanted = value.removeprefix(".")
-            if operator == "=" and wanted.isascii() and wanted.isalnum():
-                letters = "".join(f"[{char.lower()}{char.upper()}]" if char.isalpha() else char for char in wanted)
-                return _Sql(f"{place.text} GLOB ?", (*place.bound, f"*.{letters}"))
-            pattern = wanted if operator == "~" else _literal_glob(wanted)
-            return _Sql(f"mmsearch_ext(?, {place.text})", (pattern, *place.bound))
-        if operator == "~":
-            pattern = value if value.startswith(("/", "*")) else f"*/{value}"
-        else:
-            pattern = _literal_glob(value) if "/" in value else f"*/{_literal_glob(value)}"
-        pattern = _literal_glob(os.path.expanduser("~")) + pattern[1:] if pattern.startswith("~/") else pattern
+            return _extension(place, operator, value.removeprefix("."))
+        glob = value if operator == "~" else literal(value)
         if field == "folder":
-            trimmed = f"rtrim({place.text}, replace({place.text}, '/', ''))"
-            place = _Sql(trimmed, (*place.bound, *place.bound))
-            pattern = f"{pattern.rstrip('/')}/"
-        encoded = _encoded_glob(pattern)
-        if encoded is not None:
-            return _Sql(f"{place.text} GLOB ?", (*place.bound, encoded))
-        return _Sql(f"mmsearch_path(?, {place.text})", (pattern, *place.bound))
+            folder = f"rtrim({place.text}, replace({place.text}, '/', ''))"
+            place = _Sql(folder, (*place.bound, *place.bound))
+            glob = f"{glob.rstrip('/')}/"
+        return _globbed(place, anchored(glob))
 
     def _encoded_path(self) -> _Sql:
         """The absolute path that hits show, percent-encoded: of a row its picture's, else its manifest's."""
         folders = [root for root in self._roots if root.kind == "folder"]
         manifests = [root for root in self._roots if root.kind == "manifest"]
-        prefixes = [(root.root_id, _prefix(root.path)) for root in folders]
+        prefixes = [(root.root_id, f"{encoded_path(root.path).rstrip('/')}/") for root in folders]
         own, owner = _by_root("assets.root_id", prefixes), _by_root("assets.owner_root_id", prefixes)
-        table = _by_root("assets.root_id", [(root.root_id, _encoded(root.path)) for root in manifests])
-        ids = ", ".join(str(root.root_id) for root in folders)
+        table = _by_root("assets.root_id", [(root.root_id, encoded_path(root.path)) for root in manifests])
         return _Sql(
-            f"CASE WHEN assets.root_id IN ({ids}) THEN {own.text} || assets.uri"
+            f"CASE WHEN {self._is_file().text} THEN {own.text} || assets.uri"
             f" WHEN assets.owner_uri IS NOT NULL THEN {owner.text} || assets.owner_uri ELSE {table.text} END",
             (*own.bound, *owner.bound, *table.bound),
         )
@@ -196,7 +215,32 @@ def _by_root(column: str, values: Sequence[tuple[int, str]]) -> _Sql:
     return _Sql(f"CASE {column} {cases} END", tuple(value for _, value in values))
 
 
+def _extension(place: _Sql, operator: str, value: str) -> _Sql:
+    if operator == "=" and value.isascii() and value.isalnum():
+        letters = "".join(f"[{char.lower()}{char.upper()}]" if char.isalpha() else char for char in value)
+        return _Sql(f"{place.text} GLOB ?", (*place.bound, f"*[^/].{letters}"))
+    glob = value if operator == "~" else literal(value)
+    return _Sql(f"mmsearch_ext(?, {place.text})", (glob, *place.bound))
+
+
+def _globbed(place: _Sql, glob: str) -> _Sql:
+    """A path against a glob: by SQLite alone wherever it can tell."""
+    exactly = _Sql(f"mmsearch_path(?, {place.text})", (glob, *place.bound))
+    encoded = encoded_glob(glob)
+    if encoded is None:
+        return exactly
+    pattern, is_exact = encoded
+    found = _Sql(f"{place.text} GLOB ?", (*place.bound, pattern))
+    return found if is_exact else _joined(" AND ", [found, exactly])
+
+
+def _all(tests: Sequence[_Test], sql: Callable[[str, Value], _Sql]) -> _Sql:
+    return _joined(" AND ", [sql(operator, value) for operator, value in tests])
+
+
 def _joined(word: str, parts: Sequence[_Sql]) -> _Sql:
+    if len(parts) == 1:
+        return parts[0]
     return _Sql(word.join(f"({part.text})" for part in parts), tuple(value for part in parts for value in part.bound))
 
 
@@ -211,11 +255,14 @@ def _known(column: str, operator: str, value: Value) -> _Sql:
     return _text(column, operator, value) if isinstance(value, str) else _Sql(f"{column} {operator} ?", (value,))
 
 
-def _own(column: str, operator: str, value: Value) -> _Sql:
-    if isinstance(value, Period):
-        return _within(f"assets.{column}", operator, _nanoseconds(value.start), _nanoseconds(value.end))
-    known = _Sql(f"assets.{column} >= 0")  # less: to be read again
-    return _joined(" AND ", [known, _known(f"assets.{column}", operator, value)])
+def _stamped(table: str, column: str, tests: Sequence[_Test]) -> _Sql:
+    def test(operator: str, value: Value) -> _Sql:
+        name = f"{table}.{column}"
+        if isinstance(value, Period):
+            return _within(name, operator, _nanoseconds(value.start), _nanoseconds(value.end))
+        return _known(name, operator, value)
+
+    return _joined(" AND ", [_Sql(f"{table}.size >= 0"), _all(tests, test)])  # less: to be read again
 
 
 def _within(column: str, operator: str, start: object, end: object) -> _Sql:
@@ -227,52 +274,56 @@ def _within(column: str, operator: str, start: object, end: object) -> _Sql:
 
 
 def _nanoseconds(moment: str) -> int:
-    """Local wall-clock time as nanoseconds since 1970, as file systems have it."""
+    """Local wall-clock time as nanoseconds since 1970, as file systems have it; at most what a database holds."""
     try:
-        return int(datetime.fromisoformat(moment).timestamp()) * 10**9
+        seconds = int(datetime.fromisoformat(moment).timestamp())
     except (ValueError, OverflowError, OSError):
-        return 2**63 - 1 if not moment[:1].isdigit() or moment > "2262" else -(2**63)
+        seconds = -(2**63) if moment < "1970" else 2**63
+    return max(-(2**63), min(2**63 - 1, seconds * 10**9))
 
 
 def _text(column: str, operator: str, value: str) -> _Sql:
+    """A text against another, or against a glob, whatever the case; SQLite itself knows that of A to Z only."""
     if operator == "~":
         return _Sql(f"mmsearch_glob(?, {column})", (value,))
-    return _Sql(f"{column} = ? COLLATE NOCASE", (value,))
+    if operator == "=" and not value.isascii() and value.lower() != value.upper():
+        return _Sql(f"mmsearch_glob(?, {column})", (literal(value),))
+    return _Sql(f"{column} {operator} ? COLLATE NOCASE", (value,))
 
 
 def _tagged(operator: str, value: str, *, owned: bool) -> _Sql:
-    test = "mmsearch_glob(?, tag)" if operator == "~" else "tag = ?"
-    own = _Sql(f"assets.asset_id IN (SELECT asset_id FROM tags WHERE {test})", (value,))
+    test = _text("tag", operator, value)
+    own = _Sql(f"assets.asset_id IN (SELECT asset_id FROM tags WHERE {test.text})", test.bound)
     if not owned:
         return own
     of_picture = _Sql(
         "EXISTS (SELECT 1 FROM assets AS picture JOIN tags USING (asset_id) WHERE picture.root_id ="
-        f" assets.owner_root_id AND picture.uri = assets.owner_uri AND {test})",
-        (value,),
+        f" assets.owner_root_id AND picture.uri = assets.owner_uri AND {test.text})",
+        test.bound,
     )
     return _joined(" OR ", [own, of_picture])
 
 
-def _meta_of(table: str, column: str, operator: str, value: Value) -> _Sql:
-    """A test of one field of a row, or of any element where that is a list."""
-    test = _meta_value("element", operator, value)
+def _meta_of(table: str, column: str, tests: Sequence[_Test]) -> _Sql:
+    """Tests of one field of a row, or of any element where that is a list."""
+    test = _all(tests, lambda *test: _meta_value("element", *test))
     return _Sql(
         f"EXISTS (SELECT 1 FROM json_each({table}.meta) AS entry JOIN json_each("
         "CASE entry.type WHEN 'array' THEN entry.value ELSE json_array(CASE entry.type WHEN 'true' THEN json('true')"
         " WHEN 'false' THEN json('false') ELSE entry.value END) END) AS element"
-        f" WHERE entry.key = ? AND {test.text})",
+        f" WHERE entry.key = ? COLLATE NOCASE AND ({test.text}))",
         (column, *test.bound),
     )
 
 
 def _meta_value(name: str, operator: str, value: Value) -> _Sql:
+    """A test of an element; the cells of a CSV file are texts, which may be written numbers or truths."""
     if isinstance(value, bool):
-        return _Sql(f"{name}.type = ?", ("true" if value else "false",)) if operator == "=" else _Sql("0")
+        written = "true" if value else "false"
+        same = f"{name}.type = ? OR {name}.type = 'text' AND {name}.value = ? COLLATE NOCASE"
+        return _Sql(f"({same})", (written, written))
     if isinstance(value, str):
-        test = _text(f"{name}.value", operator, value)
-        if operator in ("<", "<=", ">", ">="):
-            test = _Sql(f"{name}.value {operator} ?", (value,))
-        return _joined(" AND ", [_Sql(f"{name}.type = 'text'"), test])
+        return _joined(" AND ", [_Sql(f"{name}.type = 'text'"), _text(f"{name}.value", operator, value)])
     number = (
         f"CASE {name}.type WHEN 'text' THEN mmsearch_number({name}.value) WHEN 'null' THEN NULL ELSE {name}.value END"
     )
@@ -298,86 +349,6 @@ def _near(table: str, latitude: float, longitude: float, metres: float) -> _Sql:
     return _joined(" AND ", [box, exact])
 
 
-# Paths and globs
-
-
-def _encoded(path: str) -> str:
-    return quote_from_bytes(os.fsencode(path), safe="/")
-
-
-def _prefix(path: str) -> str:
-    encoded = _encoded(path)
-    return encoded if encoded.endswith("/") else f"{encoded}/"
-
-
-def _literal_glob(text: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", text)
-
-
-def _encoded_glob(pattern: str) -> str | None:
-    """A glob over percent-encoded paths; None where only the decoded path can tell."""
-    pieces = re.split(r"(\*+)", re.sub(r"\[([*?\[])\]", lambda match: _ESCAPES[match[1]], pattern))
-    if any(char in piece for piece in pieces for char in "?["):
-        return None
-    written = []
-    for piece in pieces:
-        if piece.startswith("*"):
-            written.append("*")
-        else:
-            plain = "".join(_LITERALS.get(char, char) for char in piece)
-            written.append(quote_from_bytes(os.fsencode(plain), safe="/"))
-    return "".join(written)
-
-
-_ESCAPES = {"*": "\ue000", "?": "\ue001", "[": "\ue002"}
-_LITERALS = {mark: char for char, mark in _ESCAPES.items()}
-
-
-@lru_cache(maxsize=64)
-def _pattern(glob: str, flags: int = 0) -> re.Pattern[str]:
-    """A glob as a regular expression: `*` is anything, `?` one character, `[abc]`, `[a-z]` and `[!a]` one of a set."""
-    written, at = [], 0
-    while at < len(glob):
-        char = glob[at]
-        end = glob.find("]", at + 2 + glob.startswith("[!", at)) if char == "[" else -1
-        if char == "*":
-            written.append(".*")
-        elif char == "?":
-            written.append(".")
-        elif end > 0:
-            inside = glob[at + 1 : end].replace("\\", r"\\").replace("[", r"\[").replace("^", r"\^")
-            inside = f"^{inside[1:]}" if inside.startswith("!") else inside
-            inside = re.sub(r"(&&|\|\||~~|--)", lambda twice: f"{twice[0][0]}\\{twice[0][1]}", inside)
-            written.append(f"[{inside}]")
-            at = end
-        else:
-            written.append(re.escape(char))
-        at += 1
-    try:
-        return re.compile("".join(written), re.S | flags)
-    except re.error:
-        return re.compile(re.escape(glob), re.S | flags)
-
-
-def _decoded(encoded: str) -> str:
-    return os.fsdecode(unquote_to_bytes(encoded))
-
-
-def _matches_path(pattern: str, encoded: str | None) -> bool | None:
-    return None if encoded is None else _pattern(pattern).fullmatch(_decoded(encoded)) is not None
-
-
-def _matches_ext(pattern: str, encoded: str | None) -> bool | None:
-    if encoded is None:
-        return None
-    extension = os.path.splitext(_decoded(encoded))[1].removeprefix(".")
-    return _pattern(pattern, re.I).fullmatch(extension) is not None
-
-
-def _matches(pattern: str, text: object) -> bool | None:
-    return None if text is None else _pattern(pattern, re.I).fullmatch(str(text)) is not None
-
-
 def _number(text: str) -> float | None:
     try:
         number = float(text)
@@ -399,9 +370,9 @@ def metres_between(
 
 
 FUNCTIONS: dict[str, tuple[int, Callable[..., float | str | None]]] = {
-    "mmsearch_path": (2, _matches_path),
-    "mmsearch_ext": (2, _matches_ext),
-    "mmsearch_glob": (2, _matches),
+    "mmsearch_path": (2, matches_path),
+    "mmsearch_ext": (2, matches_extension),
+    "mmsearch_glob": (2, matches_text),
     "mmsearch_number": (1, _number),
     "mmsearch_metres": (4, metres_between),
 }

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from mmsearch.retrieval.errors import FilterSyntaxError
+from mmsearch.retrieval.periods import Period, read_period
 
 MAX_COMPARISONS = 200
-MAX_DEPTH = 50
+"""Values of lists counted."""
+MAX_DEPTH = 12
+"""Of parentheses and `not`; of 17 of them the parser of SQLite can run out of stack."""
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~"]
-Kind = Literal["number", "size", "date", "year", "text", "any"]
+Kind = Literal["number", "size", "date", "year", "modality", "text", "any"]
 """What a field is compared with; `any` are the fields of manifests, whose values have types of their own."""
 
 FIELDS: dict[str, Kind] = {
     "path": "text",
     "folder": "text",
     "ext": "text",
-    "modality": "text",
+    "modality": "modality",
     "size": "size",
     "width": "number",
     "height": "number",
@@ -42,26 +44,37 @@ FIELDS: dict[str, Kind] = {
 """The fields of a filter, beside `meta.NAME`."""
 
 _EXAMPLE = "width >= 1000 and taken in 2024-05..2024-08 and not tag = draft"
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_LENGTHS = {"m": 1.0, "km": 1000.0, "mi": 1609.344}
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_METRES = {"m": 1.0, "km": 1000.0, "mi": 1609.344}
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:[T ](\d{1,2})(?::(\d{2})(?::(\d{2}))?)?)?)?)?", re.ASCII)
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+_QUOTED = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<sign><=|>=|!=|==|[=<>~(),])|"""
-    r"""(?P<word>[^\s"'=<>~(),!]+(?:"(?:[^"\\]|\\.)*")?))""",
-    re.S,
+    rf"""(?P<quoted>{_QUOTED})|(?P<sign><=|>=|!=|==|[=<>~(),])|(?P<word>meta\.{_QUOTED}|[^\s"'=<>~(),!]+)""",
+    re.S | re.I,
 )
-_BEYOND = ":"  # above every digit: the end of the last period that a date can name
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """A date as it was written, and the time that it stands for: ISO 8601 wall clock, end excluded."""
-
-    written: str
-    start: str
-    end: str
-
+_OTHER_NAMES = {
+    "bytes": "size",
+    "date": "taken",
+    "day": "taken",
+    "directory": "folder",
+    "extension": "ext",
+    "file": "path",
+    "filename": "path",
+    "format": "ext",
+    "keyword": "tag",
+    "label": "tag",
+    "latitude": "lat",
+    "longitude": "lon",
+    "make": "camera",
+    "model": "camera",
+    "month": "taken",
+    "mtime": "modified",
+    "name": "path",
+    "time": "taken",
+    "type": "ext",
+}
+"""What people call some fields elsewhere."""
 
 Value = float | int | str | bool | Period
 
@@ -167,7 +180,7 @@ def _field(name: str) -> str:
 
 def _literal(value: Value) -> str:
     if isinstance(value, Period):
-        return value.written if " " not in value.written else _quoted(value.written)
+        return value.written
     if isinstance(value, bool):
         return "true" if value else "false"
     return _quoted(value) if isinstance(value, str) else repr(value)
@@ -179,6 +192,30 @@ def _quoted(text: str) -> str:
 
 def _unquoted(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.S)
+
+
+def _no_field(name: str) -> str:
+    from difflib import get_close_matches
+
+    fields = [*FIELDS, "meta.NAME"]
+    near = get_close_matches(name.lower(), [*fields, "near"], 1)
+    meant = _OTHER_NAMES.get(name.lower()) or (near[0] if near else None)
+    meant = "near(48.137, 11.575, 20km)" if meant == "near" else meant
+    shown = name if len(name) <= 40 else f"{name[:40]}..."
+    hint = f"did you mean `{meant}`? The" if meant else "the"
+    return f"there is no field `{shown}`; {hint} fields are {', '.join(fields)}"
+
+
+def _is_reversed(first: Value | None, last: Value | None) -> bool:
+    if isinstance(first, Period) and isinstance(last, Period):
+        return first.start > last.start
+    return isinstance(first, int | float) and isinstance(last, int | float) and first > last
+
+
+def _after_blanks(source: str, at: int) -> int:
+    while at < len(source) and source[at].isspace():
+        at += 1
+    return at
 
 
 class _Token(NamedTuple):
@@ -204,25 +241,29 @@ class _Parser:
             raise self._error("the filter is empty", 0)
         filter_ = self._or()
         token = self._peek()
+        if token.kind == "sign" and token.text == ")":
+            raise self._error("this parenthesis was not opened", token.at)
         if token.kind != "end":
-            raise self._error("`and` or `or` is missing here", token.at)
+            raise self._error("`and` or `or` is missing here; a value of several words stands in quotes", token.at)
         return filter_
 
     # Tokens
 
     def _split(self) -> list[_Token]:
+        source = self._source
+        if unusable := _UNUSABLE.search(source):
+            raise self._error("this character is no text; `?` and `*` in a glob stand for any", unusable.start())
         tokens: list[_Token] = []
-        at = 0
-        while self._source[at:].strip():
-            match = _TOKEN.match(self._source, at)
+        at = _after_blanks(source, 0)
+        while at < len(source):
+            match = _TOKEN.match(source, at)
             if match is None:
-                start = at + len(self._source[at:]) - len(self._source[at:].lstrip())
-                quote = self._source[start] in "\"'"
-                raise self._error("this quote is not closed" if quote else "this means nothing here", start)
+                is_quote = source[at] in "\"'"
+                raise self._error("this quote is not closed" if is_quote else f"`{source[at]}` means nothing here", at)
             kind = match.lastgroup or ""
-            tokens.append(_Token(match[kind], match.start(kind), kind))
-            at = match.end()
-        return [*tokens, _Token("", len(self._source), "end")]
+            tokens.append(_Token(match[kind], at, kind))
+            at = _after_blanks(source, match.end())
+        return [*tokens, _Token("", len(source), "end")]
 
     def _peek(self) -> _Token:
         return self._tokens[self._next]
@@ -261,99 +302,104 @@ class _Parser:
         return filters[0] if len(filters) == 1 else And(tuple(filters))
 
     def _not(self) -> Filter:
+        is_not = self._is("not")
+        if not (is_not or self._is("(")):
+            return self._comparison()
+        token = self._take()
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise self._error(f"more than {MAX_DEPTH} levels of parentheses and `not`", self._peek().at)
-        if self._is("not"):
-            self._take()
-            filter_: Filter = Not(self._not())
-        elif self._is("("):
-            self._take()
-            filter_ = self._or()
+            raise self._error(f"more than {MAX_DEPTH} levels of parentheses and `not`", token.at)
+        filter_ = Not(self._not()) if is_not else self._or()
+        if not is_not:
             self._expect(")")
-        else:
-            filter_ = self._comparison()
         self._depth -= 1
         return filter_
 
     def _comparison(self) -> Filter:
         token = self._take()
-        self._comparisons += 1
-        if self._comparisons > MAX_COMPARISONS:
-            raise self._error(f"more than {MAX_COMPARISONS} comparisons", token.at)
         if token.kind == "end":
             raise self._error("a comparison is missing here", token.at)
         if token.kind != "word":
             raise self._error("a field is missing here", token.at)
         if token.text.lower() == "near" and self._is("("):
+            self._counted(token)
             return self._near()
         field = self._field_of(token)
         kind = FIELDS.get(field, "any")
         sign = self._take()
         if sign.text.lower() == "in" and sign.kind == "word":
             return self._in(field, kind)
+        self._counted(token)
         operator = "=" if sign.text == "==" else sign.text
         if sign.kind != "sign" or operator in "(),":
             message = f"an operator is missing after `{token.text}`: = != < <= > >= in ~"
             raise self._error(message, sign.at)
-        if kind == "text" and operator[0] in "<>":
+        if kind in ("text", "modality") and operator[0] in "<>":
             raise self._error(f"`{field}` is text, which is compared with = != in ~", sign.at)
-        if kind not in ("text", "any") and operator == "~":
+        if kind not in ("text", "modality", "any") and operator == "~":
             raise self._error(f"`~` compares text, and `{field}` is none", sign.at)
-        value = self._take()
-        if value.kind not in ("word", "quoted"):
-            raise self._error(f"a value is missing after `{operator}`", value.at)
-        text = operator == "~"
-        return Compare(field, operator, self._value(value, "text" if text else kind))  # type: ignore[arg-type]
+        value = self._taken_value(f"after `{sign.text}`")
+        read = self._value(value, "text" if operator == "~" else kind)
+        if isinstance(read, bool) and operator[0] in "<>":
+            raise self._error(f"`{value.text}` is compared with = and != only", value.at, "meta.draft = true")
+        return Compare(field, operator, read)  # type: ignore[arg-type]
+
+    def _counted(self, token: _Token) -> None:
+        self._comparisons += 1
+        if self._comparisons > MAX_COMPARISONS:
+            raise self._error(f"more than {MAX_COMPARISONS} comparisons and values of lists", token.at)
+
+    def _taken_value(self, where: str = "here") -> _Token:
+        token = self._take()
+        if token.kind in ("word", "quoted"):
+            return token
+        hint = "; one with signs in it stands in quotes" if token.kind == "sign" and token.text not in "()," else ""
+        raise self._error(f"a value is missing {where}{hint}", token.at)
 
     def _field_of(self, token: _Token) -> str:
         name = token.text
         if name.lower().startswith("meta."):
             column = name[5:]
-            if column.startswith('"') and column.endswith('"') and len(column) > 1:
-                column = _unquoted(column)
-            if not column or ('"' in token.text[5:] and not token.text[5:].startswith('"')):
+            column = _unquoted(column) if column[:1] in ('"', "'") else column
+            if not column:
                 raise self._error("the name of a column is missing", token.at, "meta.price < 40")
             return f"meta.{column}"
         if name.lower() in FIELDS:
             return name.lower()
-        from difflib import get_close_matches
-
-        near = get_close_matches(name.lower(), [*FIELDS, "near", "meta"], 1)
-        meant = f"; did you mean `{near[0]}`?" if near else ""
-        raise self._error(f"there is no field `{name}`{meant} Fields: {', '.join(FIELDS)}, meta.NAME", token.at)
+        raise self._error(_no_field(name), token.at)
 
     def _in(self, field: str, kind: Kind) -> Filter:
         if self._is("("):
-            self._take()
-            values = [self._value(self._listed(), kind)]
+            values = [self._listed(kind)]
             while self._is(","):
-                self._take()
-                values.append(self._value(self._listed(), kind))
-                if len(values) > MAX_COMPARISONS:
-                    raise self._error(f"more than {MAX_COMPARISONS} values", self._peek().at)
+                values.append(self._listed(kind))
             self._expect(")")
             return OneOf(field, tuple(values))
         token = self._take()
-        if kind == "text" or token.kind != "word" or ".." not in token.text:
-            message = "after `in` comes a list in parentheses" + ("" if kind == "text" else ", or a range")
+        self._counted(token)
+        is_text = kind in ("text", "modality")
+        if is_text or token.kind != "word" or ".." not in token.text:
+            message = "after `in` comes a list in parentheses" + ("" if is_text else ", or a range without blanks")
             raise self._error(message, token.at, "ext in (jpg, png) and year in 2020..2024")
         low, _, high = token.text.partition("..")
         if not low and not high:
-            raise self._error("a range needs one end at least", token.at)
-        ends = [
+            raise self._error("a range needs one end at least", token.at, "year in 2020..")
+        first, last = (
             self._value(_Token(text, at, "word"), kind) if text else None
             for text, at in ((low, token.at), (high, token.at + len(low) + 2))
-        ]
-        if any(isinstance(end, str | bool) for end in ends):
+        )
+        if isinstance(first, str | bool) or isinstance(last, str | bool):
             raise self._error("a range is of numbers", token.at, "meta.price in 10..20")
-        return Between(field, *ends)
+        if _is_reversed(first, last):
+            raise self._error("this range ends before it begins", token.at, f"{field} in {high}..{low}")
+        return Between(field, first, last)
 
-    def _listed(self) -> _Token:
-        token = self._take()
-        if token.kind not in ("word", "quoted"):
-            raise self._error("a value is missing here", token.at)
-        return token
+    def _listed(self, kind: Kind) -> Value:
+        """The next value of a list, with the sign before it."""
+        self._take()
+        token = self._taken_value()
+        self._counted(token)
+        return self._value(token, kind)
 
     def _near(self) -> Filter:
         self._expect("(")
@@ -367,22 +413,32 @@ class _Parser:
                 raise self._error(f"a {name} is a number from -{most:g} to {most:g}", token.at, example)
             numbers.append(float(token.text))
         self._expect(",")
-        token = self._take()
-        match = re.fullmatch(rf"({_NUMBER.pattern})(m|km|mi)", token.text, re.ASCII)
-        if match is None or not 0 < float(match[1]) * _LENGTHS[match[2]] < math.inf:
+        token = self._with_unit(self._take(), _METRES)
+        match = re.fullmatch(rf"({_NUMBER.pattern})\s*(m|km|mi)", token.text, re.ASCII | re.I)
+        if match is None or not 0 < float(match[1]) * _METRES[match[2].lower()] < math.inf:
             raise self._error("a distance is a number above 0 with m, km or mi", token.at, example)
         self._expect(")")
-        return Near(numbers[0], numbers[1], float(match[1]) * _LENGTHS[match[2]])
+        return Near(numbers[0], numbers[1], float(match[1]) * _METRES[match[2].lower()])
+
+    def _with_unit(self, token: _Token, units: Collection[str]) -> _Token:
+        """A number together with the unit that follows it after a blank."""
+        unit = self._peek()
+        if token.kind == "word" and unit.kind == "word" and unit.text.lower() in units:
+            return _Token(token.text + self._take().text, token.at, "word")
+        return token
 
     # Values
 
     def _value(self, token: _Token, kind: Kind) -> Value:
+        if kind == "size":
+            token = self._with_unit(token, _BYTES)
         text = _unquoted(token.text) if token.kind == "quoted" else token.text
         readers: dict[Kind, Callable[[str, int], Value]] = {
             "number": self._number,
             "size": self._size,
             "date": self._period,
             "year": self._year,
+            "modality": self._modality,
         }
         if kind in readers:
             return readers[kind](text, token.at)
@@ -391,8 +447,6 @@ class _Parser:
                 return text.lower() == "true"
             if _NUMBER.fullmatch(text):
                 return self._number(text, token.at)
-        if re.search("[\ud800-\udfff]", text):
-            raise self._error("this is not valid UTF-8 text", token.at)
         return text
 
     def _number(self, text: str, at: int) -> float | int:
@@ -404,9 +458,9 @@ class _Parser:
 
     def _size(self, text: str, at: int) -> float | int:
         match = re.fullmatch(rf"({_NUMBER.pattern})\s*([a-zA-Z]*)", text, re.ASCII)
-        if match is None or match[2].lower() not in _UNITS:
+        if match is None or match[2].lower() not in _BYTES:
             raise self._error("a size is a number of bytes, or of kB, MB, GB, KiB, MiB, GiB", at, "size > 1.5MB")
-        number = self._number(match[1], at) * _UNITS[match[2].lower()]
+        number = self._number(match[1], at) * _BYTES[match[2].lower()]
         if not math.isfinite(number):
             raise self._error("no file is as large as that", at, "size > 1.5MB")
         return int(number) if number == int(number) and abs(number) < 2**63 else float(number)
@@ -417,26 +471,12 @@ class _Parser:
         return self._period(text, at)
 
     def _period(self, text: str, at: int) -> Period:
-        example = "taken in 2024-05..2024-08"
-        match = _DATE.fullmatch(text)
-        if match is None:
-            raise self._error("a date is written as 2024, 2024-05, 2024-05-08 or 2024-05-08T10:30", at, example)
-        parts = [int(part) for part in match.groups() if part is not None]
         try:
-            start = datetime(*(parts + [1, 1, 1][len(parts) :] if len(parts) < 3 else parts))  # type: ignore[arg-type]
-        except ValueError:
-            raise self._error(f"there is no such date: {text}", at, example) from None
-        return Period(text, start.isoformat(), _end(start, len(parts)))
+            return read_period(text)
+        except ValueError as error:
+            raise self._error(str(error), at, "taken in 2024-05..2024-08") from None
 
-
-def _end(start: datetime, precision: int) -> str:
-    """The end of the period that begins at a time: a year, a month, a day, an hour, a minute or a second."""
-    try:
-        if precision == 1:
-            return start.replace(year=start.year + 1).isoformat()
-        if precision == 2:
-            return (start.replace(day=1) + timedelta(days=32)).replace(day=1).isoformat()
-        step = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))[precision - 3]
-        return (start + step).isoformat()
-    except (ValueError, OverflowError):
-        return _BEYOND
+    def _modality(self, text: str, at: int) -> str:
+        if text.lower() not in ("image", "text"):
+            raise self._error("a modality is image or text", at, "modality = text")
+        return text.lower()
