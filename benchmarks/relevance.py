@@ -9,6 +9,9 @@ drawn at random; both languages are mixed. That is hard where all photos are of 
 suits a caption as well as its own does. So there is a second test, captions against photos of other things
 (Caltech-101's objects), where nothing should be said to match.
 
+People ask with a word or two more often than with captions. So there are also pieces of captions, of one to six words,
+whose answers are all photos whose captions have those words; for what is not there, words that no caption has.
+
 `--fit` prints the tables of `retrieval/calibrate.py`, from Flickr8k *train* and every other class of Caltech-101. What
 is reported is measured on *val*, the other classes, and COCO. Intervals resample photos.
 """
@@ -28,8 +31,20 @@ import numpy as np
 from machine import describe
 from quality import embed_photos, embed_texts
 
+from mmsearch.indexers.labels import listed_labels
 from mmsearch.indexers.train import data
-from mmsearch.retrieval.calibrate import MATCH, REFERENCES, WEIGHTS, Direction, Reference, reference_of
+from mmsearch.retrieval.calibrate import (
+    MATCH,
+    NO_MATCH,
+    REFERENCES,
+    WEIGHTS,
+    Direction,
+    Reference,
+    length_of,
+    reference_of,
+    weights_of,
+)
+from mmsearch.retrieval.clauses import text_rows
 from mmsearch.retrieval.evaluate import roc_auc
 from mmsearch.retrieval.probes import PROBES
 
@@ -50,21 +65,47 @@ _NEAR = 0.93
 """The cosine beyond which another photo is as good an answer as a caption's own, and is removed with it."""
 
 _POOL = 1000
+_FEWEST = 50
+_WORD = 0.2
+"""Up to this length, texts are words: of one or two."""
+
+_LITTLE = frozenset(
+    "a an the and are as at be by for from has he her his in into is it its of on or she that their them there they"
+    " this to was were while with who which wearing some another over off out up down".split()
+)
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts as queries: their vectors, how long they are (0 to 1), and the photo that each belongs to."""
+
+    rows: Rows
+    lengths: NDArray[np.float64]
+    owner: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Captions:
-    """Photos and their captions in all languages, embedded: `owner[i]` is the row of the photo of caption i."""
+    """Photos and what is said of them, embedded.
+
+    Attributes:
+        photos: their vectors.
+        whole: all captions in all languages.
+        language: of each caption.
+        pieces: parts of captions, and words that some captions have.
+        shows: bool (pieces, photos): which photos have the words of a piece in their captions.
+        has: bool (pieces, captions): which captions have them.
+        absent: words that no caption has, by themselves and in short phrases.
+    """
 
     photos: Rows
-    texts: Rows
-    owner: NDArray[np.int64]
+    whole: Texts
     language: NDArray[np.str_]
-
-    def of(self, rows: NDArray[np.bool_]) -> Captions:
-        """Some of the captions, and all photos."""
-        return Captions(self.photos, self.texts[rows], self.owner[rows], self.language[rows])
+    pieces: Texts
+    shows: NDArray[np.bool_]
+    has: NDArray[np.bool_]
+    absent: Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +126,7 @@ class Trial:
         count: items in the corpus.
         present: whether the answer was there.
         group: what is resampled together.
+        length: of the query.
     """
 
     best: NDArray[np.float64]
@@ -93,20 +135,22 @@ class Trial:
     count: NDArray[np.float64]
     present: NDArray[np.bool_]
     group: NDArray[np.int64]
+    length: NDArray[np.float64]
 
     def where(self, chosen: NDArray[np.bool_]) -> Trial:
         """Some of the queries."""
         return Trial(*(getattr(self, name)[chosen] for name in self.__slots__))
 
     def features(self, unit: Reference) -> NDArray[np.float64]:
-        """(q, 4): what the weights of `calibrate.Weights` after the bias belong to."""
+        """(q, 5): what the numbers of `calibrate.Weights` belong to."""
         best, mean = ((values - unit.mean) / unit.deviation for values in (self.best, self.mean))
-        return np.stack([best, mean, self.deviation / unit.deviation, np.log10(self.count)], axis=1)
+        one = np.ones(len(best))
+        return np.stack([one, best, mean, self.deviation / unit.deviation, np.log10(self.count)], axis=1)
 
     def relevance(self, direction: Direction, unit: Reference) -> NDArray[np.float64]:
         """By the product's weights."""
-        weights = np.array(WEIGHTS[direction])
-        return 1.0 / (1.0 + np.exp(-(self.features(unit) @ weights[1:] + weights[0])))
+        weights = np.array([weights_of(direction, float(length)) for length in self.length])
+        return 1.0 / (1.0 + np.exp(-(self.features(unit) * weights).sum(axis=1)))
 
 
 def joined(trials: Sequence[Trial]) -> Trial:
@@ -115,7 +159,12 @@ def joined(trials: Sequence[Trial]) -> Trial:
 
 
 def put(
-    queries: Rows, corpus: Rows, group: NDArray[np.int64], removed: NDArray[np.bool_] | None, present: bool
+    queries: Rows,
+    corpus: Rows,
+    group: NDArray[np.int64],
+    removed: NDArray[np.bool_] | None,
+    present: bool,
+    lengths: NDArray[np.float64] | None = None,
 ) -> Trial:
     """Queries (q, dim) against a corpus (n, dim), without the items `removed` (q, n) for each."""
     scores = (queries @ corpus.T).astype(np.float64)
@@ -128,12 +177,24 @@ def put(
         (~np.isnan(scores)).sum(axis=1).astype(np.float64),
         np.full(len(queries), present),
         group,
+        np.ones(len(queries)) if lengths is None else lengths,
     )
 
 
-def twice(queries: Rows, corpus: Rows, group: NDArray[np.int64], answers: NDArray[np.bool_]) -> Trial:
-    """With the answers (q, n), and without."""
-    return joined([put(queries, corpus, group, None, True), put(queries, corpus, group, answers, False)])
+def twice(
+    queries: Rows,
+    corpus: Rows,
+    group: NDArray[np.int64],
+    answers: NDArray[np.bool_],
+    lengths: NDArray[np.float64] | None = None,
+) -> Trial:
+    """With the answers (q, n), and without; queries that all or no items answer are left out."""
+    lengths = np.ones(len(queries)) if lengths is None else lengths
+    some = answers.any(axis=1) & ((~answers).sum(axis=1) >= _FEWEST)
+    queries, group, answers, lengths = queries[some], group[some], answers[some], lengths[some]
+    return joined(
+        [put(queries, corpus, group, None, True, lengths), put(queries, corpus, group, answers, False, lengths)]
+    )
 
 
 def corpora(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -145,37 +206,66 @@ def corpora(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray
 
 def text_to_image(captions: Captions, size: int, rng: np.random.Generator) -> Trial:
     """Captions against photos of their kind."""
-    near = captions.photos @ captions.photos.T > _NEAR
+    whole, near = captions.whole, captions.photos @ captions.photos.T > _NEAR
     trials = []
     for photos in corpora(len(captions.photos), size, rng):
-        mine = np.isin(captions.owner, photos)
-        owner = captions.owner[mine]
-        trials.append(twice(captions.texts[mine], captions.photos[photos], owner, near[owner][:, photos]))
+        mine = np.isin(whole.owner, photos)
+        owner = whole.owner[mine]
+        answers = near[owner][:, photos]
+        trials.append(twice(whole.rows[mine], captions.photos[photos], owner, answers, whole.lengths[mine]))
     return joined(trials)
+
+
+def pieces_to_image(captions: Captions, size: int, rng: np.random.Generator) -> Trial:
+    """Pieces of captions against photos of their kind."""
+    pieces, near = captions.pieces, captions.photos @ captions.photos.T > _NEAR
+    answers = captions.shows | near[pieces.owner]
+    return joined(
+        [
+            twice(pieces.rows, captions.photos[photos], pieces.owner, answers[:, photos], pieces.lengths)
+            for photos in corpora(len(captions.photos), size, rng)
+        ]
+    )
 
 
 def image_to_text(captions: Captions, size: int, rng: np.random.Generator) -> Trial:
     """Photos against captions of such photos."""
+    whole = captions.whole
     trials = []
     for photos in corpora(len(captions.photos), size, rng):
-        mine = np.isin(captions.owner, photos)
-        answers = photos[:, None] == captions.owner[mine]
-        trials.append(twice(captions.photos[photos], captions.texts[mine], photos, answers))
+        mine = np.isin(whole.owner, photos)
+        answers = photos[:, None] == whole.owner[mine]
+        trials.append(twice(captions.photos[photos], whole.rows[mine], photos, answers))
     return joined(trials)
 
 
 def text_to_text(captions: Captions, size: int, rng: np.random.Generator) -> Trial:
     """A photo's first caption against all others of the same language."""
+    whole = captions.whole
     trials = []
     for language in np.unique(captions.language):
-        of = captions.of(captions.language == language)
-        first = np.flatnonzero(np.diff(of.owner, prepend=-1))
-        rest = np.setdiff1d(np.arange(len(of.owner)), first)
+        of = np.flatnonzero(captions.language == language)
+        first = of[np.flatnonzero(np.diff(whole.owner[of], prepend=-1))]
+        rest = np.setdiff1d(of, first)
         for part in corpora(len(first), size, rng):
             queries = first[part]
-            others = rest[np.isin(of.owner[rest], of.owner[queries])]
-            answers = of.owner[queries][:, None] == of.owner[others]
-            trials.append(twice(of.texts[queries], of.texts[others], of.owner[queries], answers))
+            others = rest[np.isin(whole.owner[rest], whole.owner[queries])]
+            answers = whole.owner[queries][:, None] == whole.owner[others]
+            trials.append(
+                twice(whole.rows[queries], whole.rows[others], whole.owner[queries], answers, whole.lengths[queries])
+            )
+    return joined(trials)
+
+
+def pieces_to_text(captions: Captions, size: int, rng: np.random.Generator) -> Trial:
+    """Pieces of captions against captions of the photos that they are not of."""
+    whole, pieces = captions.whole, captions.pieces
+    trials = []
+    for photos in corpora(len(captions.photos), size, rng):
+        mine = np.flatnonzero(np.isin(whole.owner, photos))
+        mine = rng.permutation(mine)[: 4 * size]
+        answers = captions.has[:, mine]
+        trials.append(twice(pieces.rows, whole.rows[mine], pieces.owner, answers, pieces.lengths))
     return joined(trials)
 
 
@@ -191,47 +281,82 @@ def image_to_image(objects: Objects, size: int, rng: np.random.Generator) -> Tri
     return joined(trials)
 
 
-def elsewhere(queries: Rows, corpus: Rows, rng: np.random.Generator, most: int = 400) -> Trial:
+def elsewhere(queries: Texts, corpus: Rows, rng: np.random.Generator, most: int = 400) -> Trial:
     """Queries against what is of another kind altogether: nothing matches."""
     trials = []
     for size in (*SIZES, 2000):
         for _ in range(8):
-            chosen = rng.permutation(len(queries))[:most]
+            chosen = rng.permutation(len(queries.rows))[:most]
             rows = rng.permutation(len(corpus))[:size]
-            trials.append(put(queries[chosen], corpus[rows], chosen, None, False))
+            trials.append(
+                put(queries.rows[chosen], corpus[rows], queries.owner[chosen], None, False, queries.lengths[chosen])
+            )
     return joined(trials)
 
 
-def trials(captions: Captions, objects: Objects, direction: Direction, rng: np.random.Generator) -> tuple[Trial, Trial]:
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What is asked in one direction.
+
+    Attributes:
+        among: whole captions, or pictures, among their kind; at all sizes.
+        lost: the same, where there is nothing of their kind.
+        pieces: pieces of captions among their kind; None for pictures.
+        absent: words where nothing has them; None for pictures.
+    """
+
+    among: Trial
+    lost: Trial
+    pieces: Trial | None = None
+    absent: Trial | None = None
+
+    def all(self) -> list[Trial]:
+        """Those that there are."""
+        return [one for one in (self.among, self.lost, self.pieces, self.absent) if one is not None]
+
+
+def trials(captions: Captions, objects: Objects, direction: Direction, rng: np.random.Generator) -> Trials:
     """A direction's queries among their kind, at all sizes, and elsewhere."""
-    among: Callable[[Any, int, np.random.Generator], Trial]
-    if direction == ("text", "image"):
-        among, of, lost = text_to_image, captions, [(captions.texts, objects.photos)]
-    elif direction == ("image", "image"):
-        among, of = image_to_image, objects
-        lost = [(captions.photos, objects.photos), (objects.photos, captions.photos)]
-    elif direction == ("text", "text"):
-        among, of, lost = text_to_text, captions, [(captions.texts, objects.names)]
-    else:
-        among, of = image_to_text, captions
-        lost = [(captions.photos, objects.names), (objects.photos, captions.texts)]
     sizes = [size for size in SIZES if size <= len(captions.photos)] or [len(captions.photos)]
-    return (
-        joined([among(of, size, rng) for size in sizes]),
-        joined([elsewhere(queries, corpus, rng) for queries, corpus in lost]),
-    )
+
+    def at_all_sizes(among: Callable[[Any, int, np.random.Generator], Trial], of: Any = captions) -> Trial:
+        return joined([among(of, size, rng) for size in sizes])
+
+    def photos(rows: Rows) -> Texts:
+        return Texts(rows, np.ones(len(rows)), np.arange(len(rows)))
+
+    sentences = captions.whole
+    if direction == ("text", "image"):
+        return Trials(
+            at_all_sizes(text_to_image),
+            elsewhere(sentences, objects.photos, rng),
+            at_all_sizes(pieces_to_image),
+            elsewhere(captions.absent, captions.photos, rng),
+        )
+    if direction == ("text", "text"):
+        return Trials(
+            at_all_sizes(text_to_text),
+            elsewhere(sentences, objects.names, rng),
+            at_all_sizes(pieces_to_text),
+            elsewhere(captions.absent, sentences.rows, rng),
+        )
+    mine, others = photos(captions.photos), photos(objects.photos)
+    if direction == ("image", "image"):
+        lost = [elsewhere(mine, objects.photos, rng), elsewhere(others, captions.photos, rng)]
+        return Trials(at_all_sizes(image_to_image, objects), joined(lost))
+    lost = [elsewhere(mine, objects.names, rng), elsewhere(others, sentences.rows, rng)]
+    return Trials(at_all_sizes(image_to_text), joined(lost))
 
 
 def logistic(
     features: NDArray[np.float64], label: NDArray[np.bool_], weight: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Weights of a logistic regression, the bias first (Newton's method, ridge 1e-6 of the mean)."""
-    inputs = np.column_stack([np.ones(len(features)), features])
-    found = np.zeros(inputs.shape[1])
+    """Weights of a logistic regression (Newton's method, ridge 1e-6 of the mean)."""
+    found = np.zeros(features.shape[1])
     for _ in range(50):
-        chance = 1.0 / (1.0 + np.exp(-(inputs @ found)))
-        slope = inputs.T @ (weight * (label - chance)) / weight.sum()
-        curve = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs / weight.sum()
+        chance = 1.0 / (1.0 + np.exp(-(features @ found)))
+        slope = features.T @ (weight * (label - chance)) / weight.sum()
+        curve = (features * (weight * chance * (1 - chance))[:, None]).T @ features / weight.sum()
         step = np.linalg.solve(curve + 1e-6 * np.eye(len(found)), slope)
         found = found + step
         if np.abs(step).max() < 1e-9:
@@ -239,21 +364,35 @@ def logistic(
     return found
 
 
-def fit(captions: Captions, objects: Objects, probes: Rows) -> dict[Direction, tuple[Reference, list[float]]]:
-    """The reference and the weights of each direction."""
+def by_length(trial: Trial, unit: Reference) -> NDArray[np.float64]:
+    """(q, 10): features for the weights of words, and for those of sentences, in the proportion of each query."""
+    features, length = trial.features(unit), trial.length[:, None]
+    return np.concatenate([(1 - length) * features, length * features], axis=1)
+
+
+def fit(captions: Captions, objects: Objects, probes: Rows) -> dict[Direction, tuple[Reference, list[list[float]]]]:
+    """The reference of each direction, and its weights: of words, if it has those, and of sentences."""
     rng = np.random.default_rng(0)
     fitted = {}
     for direction in WEIGHTS:
         queries = probes if direction[0] == "text" else captions.photos
-        rows = captions.photos if direction[1] == "image" else captions.texts
+        rows = captions.photos if direction[1] == "image" else captions.whole.rows
         unit = reference_of(queries, rows)
         assert unit is not None
-        among, lost = trials(captions, objects, direction, rng)
-        both = joined([among, lost])
-        weight = np.r_[np.ones(len(among.best)), np.full(len(lost.best), len(among.best) / 2 / len(lost.best))]
-        weights = logistic(both.features(unit), both.present, weight)
-        odds = lost.features(unit) @ weights[1:]
-        weights[0] = np.log(MATCH / (1 - MATCH)) - np.quantile(odds, 1 - FALSE_ALARMS)
+        asked = trials(captions, objects, direction, rng)
+        inputs = by_length if asked.pieces is not None else (lambda trial, unit: trial.features(unit))
+        # Each kind of trial counts as much as the others, what is not there as much as what is.
+        parts = asked.all()
+        weight = np.concatenate(
+            [np.full(len(one.best), (1 if one.present.any() else 0.5) / len(one.best)) for one in parts]
+        )
+        weights = logistic(
+            np.concatenate([inputs(one, unit) for one in parts]), np.concatenate([one.present for one in parts]), weight
+        ).reshape(-1, 5)
+        lost = [asked.lost] if asked.absent is None else [asked.absent.where(asked.absent.length < _WORD), asked.lost]
+        for numbers, nothing in zip(weights, lost, strict=True):
+            odds = (inputs(nothing, unit) @ weights.ravel()).astype(np.float64)
+            numbers[0] += np.log(MATCH / (1 - MATCH)) - np.quantile(odds, 1 - FALSE_ALARMS)
         fitted[direction] = (Reference(*(round(value, 4) for value in unit)), np.round(weights, 3).tolist())
     return fitted
 
@@ -297,30 +436,55 @@ def measure(sets: dict[str, Captions], objects: Objects) -> list[dict[str, Any]]
     figures = []
     for direction in WEIGHTS:
         unit = REFERENCES["starter"][direction]
+
+        def judged(trial: Trial, direction: Direction = direction, unit: Reference = unit) -> dict[str, Any]:
+            return compare(trial, trial.relevance(direction, unit))
+
+        def said(trial: Trial, direction: Direction = direction, unit: Reference = unit) -> dict[str, float]:
+            relevance = trial.relevance(direction, unit)
+            shares = {"matches": relevance >= MATCH, "nothing matches": relevance < NO_MATCH}
+            return {name: round(float(which.mean()), 4) for name, which in shares.items()}
+
         for name, captions in sets.items():
             if name != "val" and direction != ("text", "image"):
                 continue
-            among, lost = trials(captions, objects, direction, rng)
-            both = joined([among.where(among.present), lost])
-            hits, alarms = (one.relevance(direction, unit) >= MATCH for one in (among.where(among.present), lost))
-            by_size = np.unique(among.count.round(-2)) if direction == ("text", "image") and name == "val" else []
-            figures.append(
-                {
-                    "query": direction[0],
-                    "items": direction[1],
-                    "set": name,
-                    "among their kind": compare(among, among.relevance(direction, unit)),
-                    **{
-                        f"among {size:.0f} of their kind": compare(part, part.relevance(direction, unit))
-                        for size in by_size
-                        for part in [among.where(among.count.round(-2) == size)]
-                    },
-                    "there or elsewhere": compare(both, both.relevance(direction, unit)),
-                    "matches where it is there": round(float(hits.mean()), 4),
-                    "matches elsewhere": round(float(alarms.mean()), 4),
-                }
-            )
+            asked = trials(captions, objects, direction, rng)
+            figure = {"query": direction[0], "items": direction[1], "set": name}
+            figures.append({**figure, **figures_of("captions", asked.among, asked.lost, judged, said)})
+            if asked.pieces is None or asked.absent is None:
+                continue
+            for kind, low, high in (("words", -1.0, _WORD), ("phrases", _WORD, 1.0)):
+                among, lost = (
+                    one.where((one.length > low) & (one.length <= high)) for one in (asked.pieces, asked.absent)
+                )
+                figures.append({**figure, **figures_of(kind, among, lost, judged, said)})
+            everything = joined([asked.among, asked.pieces])
+            figures.append({**figure, "queries": "all lengths", "among their kind": judged(everything)})
     return figures
+
+
+def figures_of(
+    kind: str,
+    among: Trial,
+    lost: Trial,
+    judged: Callable[[Trial], dict[str, Any]],
+    said: Callable[[Trial], dict[str, float]],
+) -> dict[str, Any]:
+    """What is to be said of queries of one kind."""
+    sizes = np.unique(among.count[among.present]) if kind == "captions" else []
+    there = among.where(among.present)
+    return {
+        "queries": kind,
+        "among their kind": judged(among),
+        **{
+            f"among {size:.0f} of their kind": judged(among.where(np.abs(among.count - size) < size / 4))
+            for size in sizes
+            if len(sizes) > 1
+        },
+        "there or elsewhere": judged(joined([there, lost])),
+        "said where it is there": said(there),
+        "said elsewhere": said(lost),
+    }
 
 
 class _Embedded:
@@ -330,15 +494,34 @@ class _Embedded:
         self._encoder = encoder
         self._kept = kept
 
-    def captions(self, captioned: data.Captioned, name: str) -> Captions:
+    def captions(self, captioned: data.Captioned, name: str, words: Sequence[str]) -> Captions:
         languages = {"en": captioned.english, "zh": captioned.chinese}
         pairs = {language: captioned.pairs(texts) for language, texts in languages.items() if any(texts)}
         texts = [self._rows(f"{name}_{language}", list(found[0]), embed_texts) for language, found in pairs.items()]
+        said = [text.lower() for found in pairs.values() for text in found[0]]
+        owner = np.concatenate([np.array(owner) for _, owner in pairs.values()])
+        count = len(captioned.paths)
+
+        def queries(texts: list[str], owner: NDArray[np.int64]) -> Texts:
+            return Texts(text_rows(self._encoder, texts), np.array([length_of(text) for text in texts]), owner)
+
+        drawn = pieces(captioned.english, np.random.default_rng(0))
+        has_word = np.array([[has(text, word) for text in said] for word in words])
+        there = np.flatnonzero(has_word.any(axis=1))
+        drawn += [(words[at], int(owner[np.flatnonzero(has_word[at])[0]])) for at in there]
+        piece_has = np.array([[has(text, piece) for text in said] for piece, _ in drawn])
+        shows = np.zeros((len(drawn), count), dtype=bool)
+        for photo in range(count):
+            shows[:, photo] = piece_has[:, owner == photo].any(axis=1)
+        absent = [phrase for at in np.flatnonzero(~has_word.any(axis=1)) for phrase in phrases(words[at])]
         return Captions(
             self._rows(f"{name}_photos", captioned.paths, embed_photos),
-            np.concatenate(texts),
-            np.concatenate([np.array(owner) for _, owner in pairs.values()]),
+            Texts(np.concatenate(texts), np.array([length_of(text) for text in said]), owner),
             np.concatenate([np.full(len(owner), language) for language, (_, owner) in pairs.items()]),
+            queries([piece for piece, _ in drawn], np.array([photo for _, photo in drawn])),
+            shows,
+            piece_has,
+            queries(absent, np.arange(len(absent))),
         )
 
     def objects(self, labelled: data.Labelled, names: list[str]) -> Objects:
@@ -357,6 +540,39 @@ class _Embedded:
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, rows)
         return rows
+
+
+def pieces(captions: list[list[str]], rng: np.random.Generator, each: int = 400) -> list[tuple[str, int]]:
+    """Parts of captions of one to six words that begin and end as people's queries do, and the photo of each."""
+    found: list[tuple[str, int]] = []
+    for count in range(1, 7):
+        while len(found) < each * count:
+            photo = int(rng.integers(len(captions)))
+            words = str(rng.choice(captions[photo])).lower().rstrip(" .").split()
+            start = int(rng.integers(len(words))) if words else 0
+            part = words[start : start + count]
+            if len(part) == count and part[-1] not in _LITTLE and part[0] not in _LITTLE - {"a", "an", "the"}:
+                if all(word.isalpha() for word in part):
+                    found.append((" ".join(part), photo))
+    return found
+
+
+def has(text: str, piece: str) -> bool:
+    """Whether a caption has all that a piece says; of Chinese, the piece itself."""
+    if not piece.isascii():
+        return piece in text
+    spaced = f" {text}"
+    return all(f" {word}" in spaced for word in piece.split() if word not in _LITTLE)
+
+
+def phrases(word: str) -> list[str]:
+    """A word as people may ask for it."""
+    return [word, f"a {word}", f"a photo of a {word}", f"a {word} on a table"] if word.isascii() else [word]
+
+
+def readable(name: str) -> str:
+    """A class of Caltech-101 as words."""
+    return name.lower().replace("_", " ")
 
 
 def some(captioned: data.Captioned, count: int) -> data.Captioned:
@@ -390,17 +606,21 @@ def main(argv: list[str] | None = None) -> None:
     names = [line.partition("|")[0] for line in names_file.read_text("utf-8").splitlines()]
     others = (Path(data.__file__).parent / "names" / "imagenet_de_fr_es_ja.tsv").read_text("utf-8").splitlines()
     names += [line.partition("\t")[0] for line in others]
-    objects = embedded.objects(data.read_class_folders(folder / "caltech101_train"), names)
+    labelled = data.read_class_folders(folder / "caltech101_train")
+    objects = embedded.objects(labelled, names)
+    words = sorted({label.words for label in listed_labels("everyday")} | {readable(name) for name in labelled.names})
     if arguments.fit:
         train = some(data.read_captioned(folder / "flickr8k", "train"), _POOL)
         for direction, (unit, weights) in fit(
-            embedded.captions(train, "train"), half(objects, 0), embedded.probes()
+            embedded.captions(train, "train", words), half(objects, 0), embedded.probes()
         ).items():
-            print(f"{direction}: Reference{tuple(unit)}, Weights{tuple(weights)}")
+            print(f"{direction}: Reference{tuple(unit)}")
+            for kind, numbers in zip(("sentences", "words"), reversed(weights), strict=False):
+                print(f"    of {kind}: Weights{tuple(numbers)}")
         return
     sets = {
-        "val": embedded.captions(data.read_captioned(folder / "flickr8k", "val"), "val"),
-        "coco": embedded.captions(data.read_captioned(folder / "coco_dev"), "coco"),
+        "val": embedded.captions(data.read_captioned(folder / "flickr8k", "val"), "val", words),
+        "coco": embedded.captions(data.read_captioned(folder / "coco_dev"), "coco", words),
     }
     figures = measure(sets, half(objects, 1))
     for figure in figures:

@@ -3,8 +3,10 @@
 A cosine means something only beside others of its model: unrelated texts and photos score 0.2 by one model and 0.6 by
 another. So a score is first put into the unit of its model, standard deviations above the mean of unrelated pairs.
 Relevance is then a logistic function of that, of the mean and the spread of the query's own scores in the index (its
-background), and of how many items there were to find a high score among by chance. The weights are fitted by
-`benchmarks/relevance.py --fit` on photos and captions that nothing is reported on; `docs/relevance.md` has the figures.
+background), and of how many items there were to find a high score among by chance. A single word never says as much of
+a picture as a sentence does, so the weights go over from those of words to those of sentences with a text's length.
+They are fitted by `benchmarks/relevance.py --fit` on photos and captions that nothing is reported on;
+`docs/relevance.md` has the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from mmsearch.retrieval.lexicon import word_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +34,12 @@ FEWEST = 50
 
 MATCH = 0.5
 """The relevance from which on an item is said to match: about 5 of 100 queries for what is not there reach it."""
+
+NO_MATCH = 0.25
+"""The relevance below which an item is said not to match: at most 10 of 100 queries for what is there stay below."""
+
+_SENTENCE = 8
+"""Texts of as many words are sentences, which is what the models have learned from."""
 
 _PROBES = 256
 """How many pictures of an index are taken as queries to learn what unrelated ones score."""
@@ -72,13 +82,21 @@ class Weights(NamedTuple):
 Direction = tuple["Modality", "Modality"]
 """The modality of a query, and that of the items."""
 
-# Both tables are what the command in the module's docstring prints.
-WEIGHTS: dict[Direction, Weights] = {
-    ("text", "image"): Weights(-5.809, 1.875, 0.914, 0.869, -0.942),
-    ("image", "image"): Weights(-3.679, 2.137, -0.233, 0.371, -1.471),
-    ("text", "text"): Weights(-3.886, 1.849, -0.244, -0.044, -0.599),
-    ("image", "text"): Weights(-6.995, 2.121, 0.578, 1.772, -0.094),
+# The tables are what the command in the module's docstring prints.
+WORD_WEIGHTS: dict[Direction, Weights] = {
+    ("text", "image"): Weights(1.387, 0.434, 1.151, -0.935, -0.885),
+    ("text", "text"): Weights(-1.209, 0.017, 1.052, 0.05, 0.29),
 }
+"""Of single words as queries."""
+
+WEIGHTS: dict[Direction, Weights] = {
+    ("text", "image"): Weights(-5.988, 1.972, 0.807, 0.146, -0.991),
+    ("image", "image"): Weights(-3.566, 2.106, -0.273, 0.31, -1.432),
+    ("text", "text"): Weights(-6.414, 2.195, -0.175, -0.592, -0.698),
+    ("image", "text"): Weights(-7.024, 2.128, 0.621, 1.802, -0.102),
+}
+"""Of pictures and sentences as queries."""
+
 REFERENCES: dict[str, dict[Direction, Reference]] = {
     "starter": {
         ("text", "image"): Reference(0.5064, 0.0778),
@@ -88,6 +106,18 @@ REFERENCES: dict[str, dict[Direction, Reference]] = {
     }
 }
 """By model. Of other models they are measured on each index, with `probes` and with its own pictures as queries."""
+
+
+def length_of(text: str) -> float:
+    """How much of a sentence a text is, 0 for a single word to 1; two Chinese characters count as a word."""
+    return min(max((word_count(text) - 1) / (_SENTENCE - 1), 0.0), 1.0)
+
+
+def weights_of(direction: Direction, length: float) -> Weights:
+    """The weights for queries of a length, see `length_of`; pictures are whole sentences."""
+    whole = WEIGHTS[direction]
+    word = WORD_WEIGHTS.get(direction, whole)
+    return Weights(*((1 - length) * one + length * other for one, other in zip(word, whole, strict=True)))
 
 
 class Background:
@@ -171,8 +201,9 @@ class Calibration:
                 usual = Reference(float(own.mean()), float(own.std()))
             mean += share * usual.mean
             deviation += max(share, 0.0) * usual.deviation
-        kind = max(asked, key=lambda pair: pair[0])[1].kind or space
-        return Background(sample @ row, self._snapshot.counts[space], WEIGHTS[kind, space], Reference(mean, deviation))
+        first = max(asked, key=lambda pair: pair[0])[1]
+        weights = weights_of((first.kind or space, space), first.length)
+        return Background(sample @ row, self._snapshot.counts[space], weights, Reference(mean, deviation))
 
     def _reference(self, kind: Modality | None, space: Modality) -> Reference | None:
         """What unrelated pairs of a direction score; None where that is not known."""

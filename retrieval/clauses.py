@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmsearch.retrieval.calibrate import length_of
 from mmsearch.retrieval.encoders.presets import PRESETS
 from mmsearch.retrieval.errors import MediaError, ModelMismatch, PathNotFound, UsageError
 from mmsearch.retrieval.lexicon import has_unspaced
@@ -41,6 +42,7 @@ class EmbeddedClause:
         row: float32 (dim,) of length 1.
         own: items that are what the clause shows: of the same content, or the item itself.
         kind: what it is the vector of; None where that is not known.
+        length: how much of a sentence a text is, see `calibrate.length_of`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class EmbeddedClause:
     row: NDArray[np.float32]
     own: frozenset[int] = frozenset()
     kind: Modality | None = None
+    length: float = 1.0
 
 
 class ClauseEncoder:
@@ -79,13 +82,14 @@ class ClauseEncoder:
         for clause in clauses:
             own: frozenset[int] = frozenset()
             kind: Modality
+            length = 1.0
             if isinstance(clause, TextClause):
-                row, kind = next(rows), "text"
+                row, kind, length = next(rows), "text", length_of(clause.text)
             elif isinstance(clause, ImageClause):
                 (row, own), kind = next(looked_at), "image"
             else:
                 row, own, kind = self._item(clause)
-            embedded.append(EmbeddedClause(format_clause(clause), clause.weight, row, own, kind))
+            embedded.append(EmbeddedClause(format_clause(clause), clause.weight, row, own, kind, length))
         return embedded
 
     def vector(self, vector: ArrayLike) -> EmbeddedClause:

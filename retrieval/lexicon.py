@@ -75,6 +75,12 @@ def has_unspaced(text: str) -> bool:
     return _RUN.search(text) is not None
 
 
+def word_count(text: str) -> float:
+    """How many words a text has; of scripts without spaces, two characters are taken for one."""
+    unspaced = sum(map(len, _RUN.findall(text)))
+    return len(_NAME_WORD.findall(text)) + unspaced / 2
+
+
 def words_of(text: str) -> str:
     """A text as it is written into FTS5."""
     return _RUN.sub(lambda run: f" {' '.join([*_bigrams(run[0]), run[0][-1]])} ", _normal(text))

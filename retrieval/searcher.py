@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsearch.retrieval.calibrate import MATCH, Calibration
+from mmsearch.retrieval.calibrate import MATCH, NO_MATCH, Calibration
 from mmsearch.retrieval.clauses import ClauseEncoder, EmbeddedClause
 from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.lexicon import WordQuery, word_query
@@ -255,7 +255,8 @@ class _Search:
         known += ranker.best_relevances()
         if not known or all(clause.weight < 0 for clause in ranker.clauses):
             return None
-        return max(known) >= MATCH
+        best = max(known)
+        return True if best >= MATCH else False if best < NO_MATCH else None
 
     def _explained(self, hits: Sequence[Hit], ranker: Ranker) -> tuple[HitExplanation, ...]:
         words: dict[int, tuple[str, ...]] = {}

@@ -18,13 +18,17 @@ import mmsearch
 from mmsearch.retrieval.calibrate import (
     FEWEST,
     MATCH,
+    NO_MATCH,
     REFERENCES,
     WEIGHTS,
+    WORD_WEIGHTS,
     Background,
     Calibration,
     Direction,
     Reference,
+    length_of,
     reference_of,
+    weights_of,
 )
 from mmsearch.retrieval.clauses import EmbeddedClause
 from mmsearch.retrieval.encoders.fake import FakeEncoder
@@ -66,9 +70,9 @@ def stored(built: Built, space: Modality) -> Rows:
         return snapshot.vectors(space, snapshot.item_ids(space))
 
 
-def naive(score: float, scores: Rows, direction: Direction, reference: Reference) -> float:
+def naive(score: float, scores: Rows, direction: Direction, reference: Reference, length: float = 1.0) -> float:
     """The definition, number by number."""
-    weights = WEIGHTS[direction]
+    weights = weights_of(direction, length)
 
     def standard(value: float) -> float:
         return (value - reference.mean) / reference.deviation
@@ -87,6 +91,55 @@ def naive_reference(queries: Rows, rows: Rows) -> Reference:
 def as_starter(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model of `built` counts as the bundled one, whose references are known."""
     monkeypatch.setitem(REFERENCES, "fake", REFERENCES["starter"])
+
+
+# How long a query is
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("dog", 0.0),
+        ("", 0.0),
+        ("!?", 0.0),
+        ("a dog", 1 / 7),
+        ("black-and-white dog", 3 / 7),
+        ("a dog runs on the wide beach", 6 / 7),
+        ("a dog runs on the wide sunny beach", 1.0),
+        ("word " * 50, 1.0),
+        ("狗", 0.0),
+        ("小狗", 0.0),
+        ("一只狗在沙滩上", 2.5 / 7),
+        ("一只棕色的狗在沙滩上快乐地奔跑", 6.5 / 7),
+        ("red 小狗", 1 / 7),
+    ],
+)
+def test_how_much_of_a_sentence(text: str, length: float) -> None:
+    assert length_of(text) == pytest.approx(length)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_weights_go_over_from_words_to_sentences(direction: Direction) -> None:
+    word = WORD_WEIGHTS.get(direction, WEIGHTS[direction])
+    assert weights_of(direction, 0.0) == pytest.approx(word)
+    assert weights_of(direction, 1.0) == pytest.approx(WEIGHTS[direction])
+    assert weights_of(direction, 0.25) == pytest.approx(0.75 * np.array(word) + 0.25 * np.array(WEIGHTS[direction]))
+
+
+def test_the_length_of_a_query_counts(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_starter(monkeypatch)
+    encoder = FakeEncoder(dim=DIM + 8)
+    monkeypatch.setattr(encoder, "identity", "fake-1", raising=False)
+    row = random_rows(1, 30)[0]
+    monkeypatch.setattr(encoder, "encode_texts", lambda texts: np.stack([row] * len(texts)))
+    scores = stored(built, "image") @ row
+    with built.store.snapshot() as snapshot:
+        searcher = Searcher(snapshot, lambda: encoder)
+        for query in ("dog", "a dog on grass", "a brown dog runs over the wet grass"):
+            best = searcher.search(query, mode="dense", k=1)[0]
+            reference = REFERENCES["starter"]["text", "image"]
+            expected = naive(best.score, scores, ("text", "image"), reference, length_of(query))
+            assert best.relevance == pytest.approx(expected, abs=1e-4)
 
 
 # One query
@@ -122,6 +175,12 @@ def test_hits_have_it(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
         for hit in own:
             assert hit.relevance == pytest.approx(naive(hit.score, scores, ("image", "image"), reference), abs=1e-4)
         assert own.matched is True
+        between = (MATCH + NO_MATCH) / 2
+        for best, matched in ((0.99, True), (MATCH, True), (between, None), (NO_MATCH, None), (0.01, False)):
+            with monkeypatch.context() as patch:
+                relevance = lambda self, scores, best=best: np.full(len(scores), best)  # noqa: E731
+                patch.setattr(Background, "relevance", relevance)
+                assert searcher.search(f"id:{built.pictures['007.jpg']}").matched is matched
         unlike = searcher.search(f"id:{built.pictures[f'{PICTURES - 1:03}.jpg']}")
         assert unlike.matched is False
         assert max(hit.relevance or 0.0 for hit in unlike) < MATCH
@@ -256,7 +315,7 @@ def test_every_bundled_model_and_direction_is_known() -> None:
     assert set(REFERENCES) == {name for name, preset in PRESETS.items() if preset.bundled}
     assert all(set(known) == set(DIRECTIONS) for known in REFERENCES.values())
     assert set(WEIGHTS) == set(DIRECTIONS)
-    assert all(weights.score > 0 for weights in WEIGHTS.values())
+    assert all(weights.score > 0 for weights in (*WEIGHTS.values(), *WORD_WEIGHTS.values()))
 
 
 def test_other_models_are_judged_by_probes_and_own_pictures(built: Built) -> None:
@@ -355,7 +414,7 @@ def test_without_probes_a_query_is_judged_by_its_own_scores(
         by_vector = index.search(vector=FakeEncoder().encode_texts(["red"])[0], modality="image")
     scores = np.array([hit.score for hit in by_text])
     own = by_text.explanation.background["image"] if by_text.explanation else (0.0, 0.0)
-    weights = WEIGHTS["text", "image"]
+    weights = WORD_WEIGHTS["text", "image"]
     odds = weights.bias + weights.score * (scores - own[0]) / own[1] + weights.deviation + weights.size * math.log10(50)
     assert [hit.relevance for hit in by_text] == pytest.approx((1 / (1 + np.exp(-odds))).tolist(), abs=1e-4)
     assert [hit.item_id for hit in by_vector] == [hit.item_id for hit in by_text]
