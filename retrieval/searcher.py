@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mmsearch.retrieval.ranking import Ranker, compose
 from mmsearch.retrieval.shaper import Shaper, Shown
 from mmsearch.retrieval.shaping import newest_first
 from mmsearch.retrieval.store.lexical import found_words, word_frequency
+from mmsearch.retrieval.store.selection import count_where
 from mmsearch.retrieval.types import (
     Answer,
     ClauseScore,
@@ -144,6 +145,8 @@ class _Search:
         hits = self._hits(self._shown(ranker, shaper), shaper)
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
+        if not hits and not self._options.offset:
+            self._notices += self._why_nothing(ranker, conditions)
         explanation = Explanation(
             query=self._written(),
             mode=self._mode,
@@ -257,6 +260,14 @@ class _Search:
             return None
         best = max(known)
         return True if best >= MATCH else False if best < NO_MATCH else None
+
+    def _why_nothing(self, ranker: Ranker, conditions: Mapping[Modality, Condition]) -> list[str]:
+        if conditions and not any(count_where(self._snapshot, *each) for each in conditions.items()):
+            return ["no item passes the filter"]
+        best = ranker.best_relevances()
+        if self._options.min_relevance and best:
+            return [f"the most relevant item here has {max(best):.2f}, less than {self._options.min_relevance:g}"]
+        return []
 
     def _explained(self, hits: Sequence[Hit], ranker: Ranker) -> tuple[HitExplanation, ...]:
         words: dict[int, tuple[str, ...]] = {}

@@ -123,6 +123,16 @@ def test_what_is_not_relevant_enough_is_left_out(run: Run, tmp_path: Path, draw:
     kept = run("query", "red", "-k", "150", "--json", "--mode", "dense", "--min-relevance", str(limit)).json
     assert [hit["relevance"] for hit in kept] == pytest.approx([value for value in found if value >= limit])
     assert 0 < len(kept) < len(found) == 150
+    nothing = run("query", "red", "--mode", "dense", "--min-relevance", "1")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert f"the most relevant item here has {max(found):.2f}, less than 1" in nothing.err
+
+
+def test_why_nothing_was_found(run: Run, indexed: Path) -> None:
+    result = run("query", "red", "--where", "width > 5000")
+    assert (result.code, result.out) == (0, "")
+    assert result.err.splitlines() == ["no item passes the filter", "nothing found"]
+    assert "passes the filter" not in run("query", "red", "--where", "width > 200").err
 
 
 def test_a_small_index_says_that_it_knows_no_relevance(run: Run, indexed: Path) -> None:
