@@ -248,9 +248,9 @@ class _Run:
         size = min(_ASSETS, max(1, _SCORES // len(scale.labels)))
         for items in pages_where(self.snapshot, "image", condition, size):
             rows = unit_rows(embeddings.rows(embeddings.places(items[:, 2])))
-            relevance = np.maximum.reduceat(scale.relevance(rows), starts, axis=1)
+            relevance = _best_of(scale.relevance(rows), starts, axis=1)
             first = np.flatnonzero(np.diff(items[:, 0], prepend=-1))
-            yield items[first], np.maximum.reduceat(relevance, first, axis=0)
+            yield items[first], _best_of(relevance, first, axis=0)
 
     def _found(
         self, items: NDArray[np.int64], relevance: NDArray[np.floating], tags: Sequence[str]
@@ -295,6 +295,11 @@ class _Run:
             seconds=round(seconds, 3),
             written=written,
         )
+
+
+def _best_of(values: NDArray[np.floating], starts: NDArray[np.intp], axis: int) -> NDArray[np.floating]:
+    """The maximum of each group along an axis, by where the groups start."""
+    return values if len(starts) == values.shape[axis] else np.maximum.reduceat(values, starts, axis=axis)
 
 
 def scale_of(snapshot: Snapshot, labels: Sequence[Label], encoder: Callable[[], Encoder]) -> TagScale:
