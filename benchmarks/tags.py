@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from machine import describe
-from quality import embed_photos, embed_texts
+from quality import embed_photos
 from relevance import logistic, some
 
 from mmsearch.indexers.labels import Label, listed_labels
@@ -39,6 +39,7 @@ from mmsearch.indexers.tagging import LEAST, RIVALS, WEIGHTS, TagScale, TagWeigh
 from mmsearch.indexers.train import data
 from mmsearch.retrieval.calibrate import MATCH, REFERENCES, Background
 from mmsearch.retrieval.calibrate import WEIGHTS as QUERY_WEIGHTS
+from mmsearch.retrieval.clauses import text_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -254,9 +255,7 @@ class _Sets:
         labels = [pair[0] for pair in self._labels]
         truth = mentioned_in(captioned.english, labels)
         words = [pair[chinese].words for pair in self._labels]
-        return Collection(
-            self._photos(f"{name}_photos", captioned.paths), embed_texts(self._encoder, words, "labels"), truth
-        )
+        return Collection(self._photos(f"{name}_photos", captioned.paths), text_rows(self._encoder, words), truth)
 
     def caltech(self, part: int) -> Collection:
         """`_POOL` photos of every other class, without the one that is another one again."""
@@ -266,7 +265,7 @@ class _Sets:
         photos = np.random.default_rng(part).permutation(photos)[:_POOL]
         rows = self._photos("caltech_photos", self._classes.paths)[photos]
         truth = self._classes.labels[photos][:, None] == np.array(mine)
-        return Collection(rows, embed_texts(self._encoder, [names[at].lower() for at in mine], "classes"), truth)
+        return Collection(rows, text_rows(self._encoder, [names[at].lower() for at in mine]), truth)
 
     def _photos(self, name: str, paths: Sequence[Path]) -> Rows:
         file = self._kept / f"{name}.npy" if self._kept else None
@@ -293,7 +292,7 @@ def main(argv: list[str] | None = None) -> None:
     where_it_ran = describe()
     encoder = load_encoder("starter")
     sets = _Sets(arguments.data, encoder, arguments.keep)
-    rivals = embed_texts(encoder, [label.words for label in listed_labels(RIVALS)], "rivals")
+    rivals = text_rows(encoder, [label.words for label in listed_labels(RIVALS)])
     if arguments.fit:
         print(fit([sets.flickr("train"), sets.caltech(0)], rivals))
         return

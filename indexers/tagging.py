@@ -71,7 +71,7 @@ class TagWeights(NamedTuple):
 
 
 # What the command in the module's docstring prints.
-WEIGHTS = TagWeights(-3.244, 1.525, -0.972, 1.241)
+WEIGHTS = TagWeights(-3.61, 1.646, -1.069, 1.351)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,13 +316,13 @@ def scale_of(snapshot: Snapshot, labels: Sequence[Label], encoder: Callable[[], 
         batches = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
         return np.stack([one.row for some in batches for one in clauses.embed([TextClause(text) for text in some])])
 
-    probes = rows(PROBES)
-    known = REFERENCES.get(snapshot.model)
-    unit = reference_of(probes, sample) if known is None else known["text", "image"]
+    vectors = rows([label.words for label in labels])
+    unit = REFERENCES.get(snapshot.model, {}).get(("text", "image"))
+    if unit is None:
+        unit = reference_of(encoder().encode_texts(PROBES), sample)
     if unit is None or not unit.deviation > 0:
         raise UsageError(
             f"what scores of the model {snapshot.model} mean is learned from the index, and {len(sample)} pictures are "
             f"too few for that: index {FEWEST} or more"
         )
-    rivals = rows([label.words for label in listed_labels(RIVALS)])
-    return TagScale.of(unit, rivals, rows([label.words for label in labels]), sample)
+    return TagScale.of(unit, rows([label.words for label in listed_labels(RIVALS)]), vectors, sample)
