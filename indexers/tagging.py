@@ -52,6 +52,9 @@ _SCORES = 2**22  # at once
 _ASSETS = 4096
 _EXAMPLES = 3
 _RIVAL = 5
+_LEAN = 2.2
+_LEAN_WEIGHT = 100
+"""How many pictures it takes to believe half of a lean: by chance, those of 60 vary twice as much as those of 1,000."""
 
 
 class TagWeights(NamedTuple):
@@ -71,7 +74,7 @@ class TagWeights(NamedTuple):
 
 
 # What the command in the module's docstring prints.
-WEIGHTS = TagWeights(-3.244, 1.525, -0.972, 1.241)
+WEIGHTS = TagWeights(-3.745, 1.646, -1.069, 1.486)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,6 @@ class TagScale:
         cls, unit: Reference, rivals: NDArray[np.float32], labels: NDArray[np.float32], sample: NDArray[np.float32]
     ) -> TagScale:
         """The scale of labels in an index, by a sample of its pictures (m, dim)."""
-        if len(sample) < FEWEST:
-            return cls(unit, rivals, labels, np.ones(len(labels)))
         rival = rival_scores(sample, rivals, unit)
         leans = [
             lean_of(_standard(sample @ labels[start : start + _BATCH].T, unit) - rival)
@@ -116,11 +117,13 @@ class TagScale:
 def lean_of(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """How the scores (m, n) of n labels lean: the way from the median up to the 90th percentile, by that to the 10th.
 
-    1 where they are symmetric, as those of what is not there are.
+    1 where they are symmetric, as those of what is not there are. Those of few pictures say little, and are drawn
+    towards 1; none leans more than those that the weights are fitted on.
     """
     low, middle, high = np.percentile(scores, (10, 50, 90), axis=0)
     down = middle - low
-    return np.where(down > 0, (high - middle) / np.where(down > 0, down, 1.0), 1.0)
+    found = np.where(down > 0, (high - middle) / np.where(down > 0, down, 1.0), 1.0)
+    return np.minimum(1 + (found - 1) * len(scores) / (len(scores) + _LEAN_WEIGHT), _LEAN)
 
 
 def rival_scores(pictures: NDArray[np.float32], rivals: NDArray[np.float32], unit: Reference) -> NDArray[np.float32]:
@@ -248,9 +251,9 @@ class _Run:
         size = min(_ASSETS, max(1, _SCORES // len(scale.labels)))
         for items in pages_where(self.snapshot, "image", condition, size):
             rows = unit_rows(embeddings.rows(embeddings.places(items[:, 2])))
-            relevance = np.maximum.reduceat(scale.relevance(rows), starts, axis=1)
+            relevance = _best_of(scale.relevance(rows), starts, axis=1)
             first = np.flatnonzero(np.diff(items[:, 0], prepend=-1))
-            yield items[first], np.maximum.reduceat(relevance, first, axis=0)
+            yield items[first], _best_of(relevance, first, axis=0)
 
     def _found(
         self, items: NDArray[np.int64], relevance: NDArray[np.floating], tags: Sequence[str]
@@ -297,6 +300,11 @@ class _Run:
         )
 
 
+def _best_of(values: NDArray[np.floating], starts: NDArray[np.intp], axis: int) -> NDArray[np.floating]:
+    """The maximum of each group along an axis, by where the groups start."""
+    return values if len(starts) == values.shape[axis] else np.maximum.reduceat(values, starts, axis=axis)
+
+
 def scale_of(snapshot: Snapshot, labels: Sequence[Label], encoder: Callable[[], Encoder]) -> TagScale:
     """What the scores of labels mean in an index.
 
@@ -311,13 +319,13 @@ def scale_of(snapshot: Snapshot, labels: Sequence[Label], encoder: Callable[[], 
         batches = (texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH))
         return np.stack([one.row for some in batches for one in clauses.embed([TextClause(text) for text in some])])
 
-    probes = rows(PROBES)
-    known = REFERENCES.get(snapshot.model)
-    unit = reference_of(probes, sample) if known is None else known["text", "image"]
+    vectors = rows([label.words for label in labels])
+    unit = REFERENCES.get(snapshot.model, {}).get(("text", "image"))
+    if unit is None:
+        unit = reference_of(encoder().encode_texts(PROBES), sample)
     if unit is None or not unit.deviation > 0:
         raise UsageError(
             f"what scores of the model {snapshot.model} mean is learned from the index, and {len(sample)} pictures are "
             f"too few for that: index {FEWEST} or more"
         )
-    rivals = rows([label.words for label in listed_labels(RIVALS)])
-    return TagScale.of(unit, rivals, rows([label.words for label in labels]), sample)
+    return TagScale.of(unit, rows([label.words for label in listed_labels(RIVALS)]), vectors, sample)

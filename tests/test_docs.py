@@ -56,7 +56,7 @@ def test_the_command_reference_is_the_live_help(repository: Path, request: pytes
     assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"
 
 
-@pytest.mark.parametrize("name", [*_DOCUMENTS, "docs/query.md"])
+@pytest.mark.parametrize("name", [*_DOCUMENTS, "docs/query.md", "docs/tags.md"])
 def test_documented_commands_exist(repository: Path, name: str) -> None:
     lines = [line for block in _blocks(repository / name, "sh") for line in block.splitlines()]
     calls = [shlex.split(line, comments=True) for line in lines if line.startswith("mmsearch ")]

@@ -453,6 +453,18 @@ def test_indexes_without_near_duplicates(run: Run, tmp_path: Path, draw: Draw) -
     assert (shown.code, shown.out, shown.err) == (0, "", "the index is empty\n")
 
 
+def test_a_filter_says_what_is_compared(run: Run, indexed: Path) -> None:
+    whole = run("dupes", "--json").json
+    assert whole
+    left_out = Path(whole[0]["keep"]["path"]).name
+    some = run("dupes", "--json", "--where", f'not path ~ "*/{left_out}"')
+    paths = {one["path"] for group in some.json for one in [group["keep"], *group["duplicates"]]}
+    assert paths and left_out not in {Path(path).name for path in paths}
+    result = run("dupes", "--where", "width > 100000")
+    assert (result.code, result.out, result.err) == (0, "", "no pictures in the index pass the filter\n")
+    assert run("dupes", "--where", "width >").code == 2
+
+
 def test_calls_that_cannot_be_meant(run: Run, indexed: Path) -> None:
     assert run("dupes", "--json", "--paths0").code == 2
     wrong = run("dupes", "--threshold", "1.5")
