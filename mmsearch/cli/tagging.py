@@ -63,9 +63,9 @@ def tag(
 ) -> None:
     """Tag the pictures with the labels that they show.
 
-    Any words can be labels, as in `mmsearch tag dog cat beach`; nothing is trained. Filters (--where 'tag = dog') and the words of queries find tags.
-    Running it again replaces the tags of the same labels and leaves others. Pictures that are indexed later have no
-    tags until then. Nothing is written unless all is.
+    Any words can be labels, as in `mmsearch tag dog cat beach`; nothing is trained. Filters (--where 'tag = dog') and
+    the words of queries find tags. Running it again replaces the tags of the same labels and leaves others. Pictures
+    that are indexed later have no tags until then. Nothing is written unless all is.
     """
     from mmsearch import output
     from mmsearch.index import Index
