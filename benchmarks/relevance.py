@@ -40,6 +40,7 @@ from mmsearch.retrieval.calibrate import (
     WEIGHTS,
     Direction,
     Reference,
+    Weights,
     length_of,
     reference_of,
     weights_of,
@@ -66,8 +67,14 @@ _NEAR = 0.93
 
 _POOL = 1000
 _FEWEST = 50
-_WORD = 0.2
+_WORD = 0.3
 """Up to this length, texts are words: of one or two."""
+
+WORD_SCORE = 0.5
+"""What a score counts where a query is a single word, see `calibrate.Weights`. Left to the regression it is about 0 or
+less: of single words the background says more. But of two items, the one that scores higher is the more relevant."""
+
+_SCORE = Weights._fields.index("score")
 
 _LITTLE = frozenset(
     "a an the and are as at be by for from has he her his in into is it its of on or she that their them there they"
@@ -141,11 +148,15 @@ class Trial:
         """Some of the queries."""
         return Trial(*(getattr(self, name)[chosen] for name in self.__slots__))
 
+    def parted(self) -> tuple[Trial, Trial]:
+        """Queries of a word or two, and longer ones."""
+        return self.where(self.length <= _WORD), self.where(self.length > _WORD)
+
     def features(self, unit: Reference) -> NDArray[np.float64]:
         """(q, 5): what the numbers of `calibrate.Weights` belong to."""
         best, mean = ((values - unit.mean) / unit.deviation for values in (self.best, self.mean))
-        one = np.ones(len(best))
-        return np.stack([one, best, mean, self.deviation / unit.deviation, np.log10(self.count)], axis=1)
+        bias = np.ones(len(best))
+        return np.stack([bias, best, mean, self.deviation / unit.deviation, np.log10(self.count)], axis=1)
 
     def relevance(self, direction: Direction, unit: Reference) -> NDArray[np.float64]:
         """By the product's weights."""
@@ -349,52 +360,82 @@ def trials(captions: Captions, objects: Objects, direction: Direction, rng: np.r
 
 
 def logistic(
-    features: NDArray[np.float64], label: NDArray[np.bool_], weight: NDArray[np.float64]
+    features: NDArray[np.float64], label: NDArray[np.bool_], weight: NDArray[np.float64], known: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Weights of a logistic regression (Newton's method, ridge 1e-6 of the mean)."""
+    """Weights of a logistic regression beside known log-odds (Newton's method, ridge 1e-6).
+
+    Raises:
+        ArithmeticError: it does not converge.
+    """
     found = np.zeros(features.shape[1])
     for _ in range(50):
-        chance = 1.0 / (1.0 + np.exp(-(features @ found)))
+        chance = 1.0 / (1.0 + np.exp(-(features @ found + known)))
         slope = features.T @ (weight * (label - chance)) / weight.sum()
         curve = (features * (weight * chance * (1 - chance))[:, None]).T @ features / weight.sum()
         step = np.linalg.solve(curve + 1e-6 * np.eye(len(found)), slope)
         found = found + step
         if np.abs(step).max() < 1e-9:
-            break
-    return found
+            return found
+    raise ArithmeticError("the regression does not converge")
 
 
-def by_length(trial: Trial, unit: Reference) -> NDArray[np.float64]:
-    """(q, 10): features for the weights of words, and for those of sentences, in the proportion of each query."""
-    features, length = trial.features(unit), trial.length[:, None]
-    return np.concatenate([(1 - length) * features, length * features], axis=1)
+def fitted(asked: Sequence[Trial], unit: Reference, sentence: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """The weights that tell what is there from what is not: of sentences, or, beside those of sentences, of words.
+
+    Each kind of trial counts as much as the others, what is not there as much as what is.
+    """
+    label = np.concatenate([one.present for one in asked])
+    weight = np.concatenate(
+        [np.full(len(one.best), (1 if one.present.any() else 0.5) / len(one.best)) for one in asked]
+    )
+    features = np.concatenate([one.features(unit) for one in asked])
+    if sentence is None:
+        return logistic(features, label, weight, np.zeros(len(label)))
+    length = np.concatenate([one.length for one in asked])
+    of_words = (1 - length)[:, None] * features
+    known = length * (features @ sentence) + WORD_SCORE * of_words[:, _SCORE]
+    free = [at for at in range(features.shape[1]) if at != _SCORE]
+    return np.insert(logistic(of_words[:, free], label, weight, known), _SCORE, WORD_SCORE)
+
+
+def log_odds(
+    trial: Trial, unit: Reference, word: NDArray[np.float64], sentence: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What weights that go over from those of words to those of sentences say of each query."""
+    length = trial.length[:, None]
+    odds: NDArray[np.float64] = (trial.features(unit) * ((1 - length) * word + length * sentence)).sum(axis=1)
+    return odds
+
+
+def shift(odds: NDArray[np.float64], part: NDArray[np.float64]) -> float:
+    """What is to be added to a bias, of which each query has a part, so that `FALSE_ALARMS` of the queries match."""
+    return float(np.quantile((np.log(MATCH / (1 - MATCH)) - odds) / np.maximum(part, 1e-9), FALSE_ALARMS))
 
 
 def fit(captions: Captions, objects: Objects, probes: Rows) -> dict[Direction, tuple[Reference, list[list[float]]]]:
-    """The reference of each direction, and its weights: of words, if it has those, and of sentences."""
+    """The reference of each direction, and its weights: of sentences, and of words if it has those.
+
+    Those of sentences come of whole captions alone, and those of words of pieces, in the proportion of their lengths.
+    """
     rng = np.random.default_rng(0)
-    fitted = {}
+    tables = {}
     for direction in WEIGHTS:
         queries = probes if direction[0] == "text" else captions.photos
         rows = captions.photos if direction[1] == "image" else captions.whole.rows
         unit = reference_of(queries, rows)
         assert unit is not None
         asked = trials(captions, objects, direction, rng)
-        inputs = by_length if asked.pieces is not None else (lambda trial, unit: trial.features(unit))
-        # Each kind of trial counts as much as the others, what is not there as much as what is.
-        parts = asked.all()
-        weight = np.concatenate(
-            [np.full(len(one.best), (1 if one.present.any() else 0.5) / len(one.best)) for one in parts]
-        )
-        weights = logistic(
-            np.concatenate([inputs(one, unit) for one in parts]), np.concatenate([one.present for one in parts]), weight
-        ).reshape(-1, 5)
-        lost = [asked.lost] if asked.absent is None else [asked.absent.where(asked.absent.length < _WORD), asked.lost]
-        for numbers, nothing in zip(weights, lost, strict=True):
-            odds = (inputs(nothing, unit) @ weights.ravel()).astype(np.float64)
-            numbers[0] += np.log(MATCH / (1 - MATCH)) - np.quantile(odds, 1 - FALSE_ALARMS)
-        fitted[direction] = (Reference(*(round(value, 4) for value in unit)), np.round(weights, 3).tolist())
-    return fitted
+        sentence = fitted([asked.among, asked.lost], unit)
+        weights, nothing = [sentence], [asked.lost]
+        if asked.pieces is not None and asked.absent is not None:
+            word = fitted([asked.pieces, asked.absent], unit, sentence)
+            words, phrases = asked.absent.parted()
+            word[0] += shift(log_odds(words, unit, word, sentence), 1 - words.length)
+            weights.append(word)
+            nothing.append(phrases)
+        sentence[0] += min(shift(log_odds(one, unit, weights[-1], sentence), one.length) for one in nothing)
+        tables[direction] = (Reference(*(round(value, 4) for value in unit)), np.round(weights, 3).tolist())
+    return tables
 
 
 def compare(trial: Trial, relevance: NDArray[np.float64]) -> dict[str, Any]:
@@ -453,10 +494,8 @@ def measure(sets: dict[str, Captions], objects: Objects) -> list[dict[str, Any]]
             figures.append({**figure, **figures_of("captions", asked.among, asked.lost, judged, said)})
             if asked.pieces is None or asked.absent is None:
                 continue
-            for kind, low, high in (("words", -1.0, _WORD), ("phrases", _WORD, 1.0)):
-                among, lost = (
-                    one.where((one.length > low) & (one.length <= high)) for one in (asked.pieces, asked.absent)
-                )
+            parts = zip(("words", "phrases"), asked.pieces.parted(), asked.absent.parted(), strict=True)
+            for kind, among, lost in parts:
                 figures.append({**figure, **figures_of(kind, among, lost, judged, said)})
             everything = joined([asked.among, asked.pieces])
             figures.append({**figure, "queries": "all lengths", "among their kind": judged(everything)})
@@ -615,7 +654,7 @@ def main(argv: list[str] | None = None) -> None:
             embedded.captions(train, "train", words), half(objects, 0), embedded.probes()
         ).items():
             print(f"{direction}: Reference{tuple(unit)}")
-            for kind, numbers in zip(("sentences", "words"), reversed(weights), strict=False):
+            for kind, numbers in zip(("sentences", "words"), weights, strict=False):
                 print(f"    of {kind}: Weights{tuple(numbers)}")
         return
     sets = {

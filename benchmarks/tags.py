@@ -38,7 +38,7 @@ from mmsearch.indexers.labels import Label, listed_labels
 from mmsearch.indexers.tagging import LEAST, RIVALS, WEIGHTS, TagScale, TagWeights, rival_scores
 from mmsearch.indexers.train import data
 from mmsearch.retrieval.calibrate import MATCH, REFERENCES, Background
-from mmsearch.retrieval.calibrate import WEIGHTS as QUERY_WEIGHTS
+from mmsearch.retrieval.calibrate import WORD_WEIGHTS as QUERY_WEIGHTS
 from mmsearch.retrieval.clauses import text_rows
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def relevance_of(of: Collection, rivals: Rows, size: int) -> NDArray[np.float64]
 
 
 def query_relevance(of: Collection) -> NDArray[np.float64]:
-    """(n, m): what the relevance of hits would say, which is fitted on captions."""
+    """(n, m): what the relevance of hits would say, as of queries of a word."""
     scores = of.photos @ of.labels.T
     columns = []
     for column in scores.T:
