@@ -127,7 +127,19 @@ class Workshop:
     def scan(self, text: str) -> float:
         """Milliseconds of looking at every picture for a filter; the median of three."""
         condition = self.condition(text)
-        return statistics.median(self.by_turns([lambda _: count_where(self.snapshot, "image", condition)] )[0][:3])
+        return statistics.median(self.by_turns([lambda _: count_where(self.snapshot, "image", condition)])[0])
+
+    def ways(self, condition: Condition, share: float) -> list[Ask]:
+        """Both ways to answer a filter, for the same vectors of texts."""
+        rows = self.collection.encode_texts(self.texts)
+
+        def ids_first(number: int) -> object:
+            return by_ids(self.snapshot, "image", rows[number % len(rows)], K, condition)
+
+        def candidates(number: int) -> object:
+            return by_candidates(self.snapshot, "image", rows[number % len(rows)], K, condition, share)
+
+        return [ids_first, candidates]
 
     @cached_property
     def half_ready(self) -> dict[str, Timed]:
@@ -175,17 +187,13 @@ def filtered_others(shop: Workshop) -> Figure:
 
 def hybrid(shop: Workshop) -> Figure:
     """A hybrid query / a plain dense one, medians, the worst kind of words."""
-    timed = {
-        kind: shop.beside_plain(partial(shop.of_kind, kind, "hybrid")) for kind in shop.collection.questions
-    }
+    timed = {kind: shop.beside_plain(partial(shop.of_kind, kind, "hybrid")) for kind in shop.collection.questions}
     return Figure("hybrid", first_line(hybrid), worst(timed), "<=", 2.0, notes=lines(timed))
 
 
 def lexical(shop: Workshop) -> Figure:
     """A lexical query / a plain dense one, medians, the worst kind of words."""
-    timed = {
-        kind: shop.beside_plain(partial(shop.of_kind, kind, "lexical")) for kind in shop.collection.questions
-    }
+    timed = {kind: shop.beside_plain(partial(shop.of_kind, kind, "lexical")) for kind in shop.collection.questions}
     return Figure("lexical", first_line(lexical), worst(timed), "<=", 2.0, notes=lines(timed))
 
 
@@ -211,14 +219,37 @@ def filter_crossover(shop: Workshop) -> Figure:
     notes: dict[str, Any] = {}
     crossings = {}
     for field in (*INDEXED, "width"):
-        costs = {}
+        costs: dict[float, tuple[float, float]] = {}
         for share in CROSSING:
             condition = shop.condition(filter_of(field, share)) if field != "tag" or share in SHARES else None
             if condition is not None:
-                costs[share] = tuple(map(statistics.median, shop.by_turns(shop_ways(shop, condition, share))))
+                ids, checked = map(statistics.median, shop.by_turns(shop.ways(condition, share)))
+                costs[share] = ids, checked
         crossings[field] = crossing(costs)
-        notes[field] = {f"{share:.1%}": {"ids ms": ids, "candidates ms": checked} for share, (ids, checked) in costs.items()}
-    return Figure("filter-crossover", first_line(filter_crossover), statistics.median(crossings.values()), "<=", 1.0, notes={"by field": crossings, **notes})
+        notes[field] = {
+            f"{share:.1%}": {"ids ms": round(ids, 2), "candidates ms": round(checked, 2)}
+            for share, (ids, checked) in costs.items()
+        }
+    middle = statistics.median(crossings.values())
+    return Figure(
+        "filter-crossover",
+        first_line(filter_crossover),
+        middle,
+        "<=",
+        1.0,
+        notes={"by field": crossings, **notes},
+    )
+
+
+def crossing(costs: Mapping[float, tuple[float, float]]) -> float:
+    """The smallest share from which on, of (ids first, candidates), the second is always the cheaper; 1 for none."""
+    cheaper = 1.0
+    for share in sorted(costs, reverse=True):
+        ids, checked = costs[share]
+        if checked >= ids:
+            break
+        cheaper = share
+    return cheaper
 
 
 MEASUREMENTS: dict[str, Callable[[Workshop], Figure]] = {
@@ -229,3 +260,34 @@ MEASUREMENTS: dict[str, Callable[[Workshop], Figure]] = {
     "shaped": shaped,
     "filter-crossover": filter_crossover,
 }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, prints, and writes JSON if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--items", type=int, default=200_000, help="pictures in the index")
+    parser.add_argument("--dim", type=int, default=512, help="length of a vector")
+    parser.add_argument("--rounds", type=int, default=40, help="how often each question is asked")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the index here, for another time")
+    parser.add_argument("--only", nargs="+", choices=list(MEASUREMENTS), default=list(MEASUREMENTS), metavar="NAME")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures here, as JSON")
+    arguments = parser.parse_args(argv)
+
+    where_it_ran = describe()
+    with tempfile.TemporaryDirectory() as folder:
+        index = arguments.cache or Path(folder) / "index"
+        shop = Workshop(index, items=arguments.items, dim=arguments.dim, rounds=arguments.rounds)
+        figures = []
+        for name in arguments.only:
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            figures.append(MEASUREMENTS[name](shop))
+        shop.snapshot.close()
+    write_table(figures)
+    if arguments.out:
+        command = ["benchmarks/answers.py", *(argv if argv is not None else sys.argv[1:])]
+        about = {"items": arguments.items, "dim": arguments.dim, "rounds": arguments.rounds}
+        write_result(arguments.out, "answers", command, where_it_ran, about, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -73,12 +73,12 @@ def compile_filter(filter_: Filter, roots: Sequence[StoredRoot], modality: Modal
     Raises:
         UsageError: there are too many values, those of paths counted for each root.
     """
-    sql = _Compiler(roots, modality).compile(filter_)
+    sql, of_one = (_Compiler(roots, modality, of_one).compile(filter_) for of_one in (False, True))
     if len(sql.bound) > _MOST_VALUES:
         raise UsageError(
             f"this filter is too long for an index of {len(roots)} roots: ask for fewer paths, folders and extensions"
         )
-    return Condition(sql.text, sql.bound, frozenset(_fields(filter_)))
+    return Condition(sql.text, of_one.text, sql.bound, frozenset(_fields(filter_)))
 
 
 def condition_of(where: str, snapshot: Snapshot, modality: Modality) -> Condition:
@@ -107,9 +107,10 @@ def _fields(filter_: Filter) -> Iterator[str]:
 
 
 class _Compiler:
-    def __init__(self, roots: Sequence[StoredRoot], modality: Modality) -> None:
+    def __init__(self, roots: Sequence[StoredRoot], modality: Modality, of_one: bool) -> None:
         self._roots = roots
         self._modality = modality
+        self._of_one = of_one
 
     def compile(self, filter_: Filter) -> _Sql:
         match filter_:
@@ -141,7 +142,7 @@ class _Compiler:
         if field in ("path", "folder", "ext"):
             return self._place(field, operator, str(value))
         if field == "tag":
-            return _tagged(operator, str(value), owned=self._modality == "text")
+            return self._tagged(operator, str(value))
         column = _COLUMNS[field]
         if field in _OF_FILES:
             return self._of_file(column, tests)
@@ -158,7 +159,7 @@ class _Compiler:
 
     def _is_file(self) -> _Sql:
         ids = ", ".join(str(int(root.root_id)) for root in self._roots if root.kind == "folder")
-        return _Sql(f"assets.root_id IN ({ids})")
+        return _Sql(f"+assets.root_id IN ({ids})")  # the plus sign: SQLite is not to go through the index of uris
 
     def _owned(self, test: Callable[[str], _Sql]) -> _Sql:
         """A test of an asset, or of the picture that it belongs to."""
@@ -168,6 +169,21 @@ class _Compiler:
         picture = test("picture")
         found = _Sql(f"{_PICTURE} AND ({picture.text}))", picture.bound)
         return _joined(" OR ", [own, found])
+
+    def _tagged(self, operator: str, value: str) -> _Sql:
+        test = _text("tag", operator, value)
+        if self._of_one:
+            own = _Sql(f"EXISTS (SELECT 1 FROM tags WHERE tags.asset_id = assets.asset_id AND {test.text})", test.bound)
+        else:
+            own = _Sql(f"assets.asset_id IN (SELECT asset_id FROM tags WHERE {test.text})", test.bound)
+        if self._modality == "image":
+            return own
+        of_picture = _Sql(
+            "EXISTS (SELECT 1 FROM assets AS picture JOIN tags USING (asset_id) WHERE picture.root_id ="
+            f" assets.owner_root_id AND picture.uri = assets.owner_uri AND {test.text})",
+            test.bound,
+        )
+        return _joined(" OR ", [own, of_picture])
 
     def _meta(self, column: str, tests: Sequence[_Test]) -> _Sql:
         own = _meta_of("assets", column, tests)
@@ -289,19 +305,6 @@ def _text(column: str, operator: str, value: str) -> _Sql:
     if operator == "=" and not value.isascii() and value.lower() != value.upper():
         return _Sql(f"mmsearch_glob(?, {column})", (literal(value),))
     return _Sql(f"{column} {operator} ? COLLATE NOCASE", (value,))
-
-
-def _tagged(operator: str, value: str, *, owned: bool) -> _Sql:
-    test = _text("tag", operator, value)
-    own = _Sql(f"assets.asset_id IN (SELECT asset_id FROM tags WHERE {test.text})", test.bound)
-    if not owned:
-        return own
-    of_picture = _Sql(
-        "EXISTS (SELECT 1 FROM assets AS picture JOIN tags USING (asset_id) WHERE picture.root_id ="
-        f" assets.owner_root_id AND picture.uri = assets.owner_uri AND {test.text})",
-        test.bound,
-    )
-    return _joined(" OR ", [own, of_picture])
 
 
 def _meta_of(table: str, column: str, tests: Sequence[_Test]) -> _Sql:

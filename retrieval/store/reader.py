@@ -103,6 +103,8 @@ SQL = {
 """Every statement of this module, by name."""
 
 _ATTEMPTS = 10
+_CACHE_KIB = 65_536
+"""How much of the catalog stays in memory: filters and words look at rows all over it."""
 _PAGE = 1000
 _DISK_ERRORS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _LAST = 2**63 - 1
@@ -129,6 +131,7 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise unreadable(path, error) from error
     try:
+        connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         connection.execute("BEGIN")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found > layout.FORMAT_VERSION:

@@ -50,12 +50,14 @@ class Condition:
     """A filter as SQL over `items JOIN assets`; values are bound to its `?`.
 
     Attributes:
-        sql: an expression.
-        parameters: what is bound, in order.
+        sql: an expression, for finding all that passes.
+        of_one: the same for items that are given: it looks up what is known of each, and nothing else.
+        parameters: what is bound, in order, to either.
         fields: names of the fields that it asks for.
     """
 
     sql: str
+    of_one: str
     parameters: tuple[object, ...] = ()
     fields: frozenset[str] = frozenset()
 

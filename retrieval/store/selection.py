@@ -17,20 +17,24 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.types import Modality
 
 _FEW = 5_000
-_PROBES = 500
-_IDS_FIRST = 0.04
-"""Up to this share of the items it is cheaper to read all ids that pass than to check candidates. Measured by
-`benchmarks/search.py` (`filter-crossover`)."""
+_PROBES = 400
 _FIRST_DEPTH = 64
+_GOLDEN = (5**0.5 - 1) / 2
 
-_FROM = "FROM items JOIN assets USING (asset_id) WHERE items.modality = ?"
+_PER_ID, _PER_ROW, _PER_CANDIDATE, _PER_VECTOR = 6.0, 1.0, 8.0, 0.08
+"""Microseconds: to read the id of an item that passes and to score it, to look at a row of the catalog, to check a
+candidate, to score a vector in the order of its segment. Measured by `benchmarks/answers.py` (`filter-crossover`)."""
+
+# The order of the tables is given: SQLite knows nothing of how many rows pass, and guesses wrong.
+_FROM = "FROM assets CROSS JOIN items USING (asset_id) WHERE items.modality = ?"
+_GIVEN = "FROM json_each(?) AS given CROSS JOIN items ON item_id = given.value CROSS JOIN assets USING (asset_id)"
 
 
 def search_where(snapshot: Snapshot, space: Modality, query: NDArray[np.float32], k: int, where: Condition) -> Selected:
     """The k best items of a modality that pass a filter: k of them wherever k exist.
 
-    A small sample tells how many items pass. Where few do, or the index is small, their ids are read first and only
-    their vectors are compared. Else the nearest items are checked, and more of them until k have passed.
+    A small sample tells how many items pass. Then either the ids of all that pass are read and only their vectors
+    are compared, or the nearest items are checked, and more of them until k have passed: whichever is cheaper.
 
     Args:
         snapshot: what to search.
@@ -39,27 +43,61 @@ def search_where(snapshot: Snapshot, space: Modality, query: NDArray[np.float32]
         k: at least 1.
         where: the filter.
     """
+    if snapshot.counts[space] > _FEW:
+        share = _sampled_share(snapshot, space, where)
+        if _checking_is_cheaper(snapshot, space, k, where, share):
+            found = by_candidates(snapshot, space, query, k, where, share)
+            if found is not None:
+                return found
+    return by_ids(snapshot, space, query, k, where)
+
+
+def _checking_is_cheaper(snapshot: Snapshot, space: Modality, k: int, where: Condition, share: float) -> bool:
     total = snapshot.counts[space]
-    share = None if total <= _FEW else _sampled_share(snapshot, space, where)
-    if share is None or share <= _IDS_FIRST:
-        return _ids_first(snapshot, space, query, k, where)
-    depth = max(_FIRST_DEPTH, 4 * k, round(2 * k / share))
-    while depth < total // 4:
+    candidates = total * _PER_VECTOR + _depth(k, share) * _PER_CANDIDATE
+    ids = share * total * _PER_ID
+    if candidates >= ids and not _is_indexed(snapshot, space, where):
+        ids += sum(snapshot.counts.values()) * _PER_ROW
+    return candidates < ids
+
+
+def _depth(k: int, share: float) -> int:
+    """How many of the nearest items very likely have k among them that pass, if a share of all does."""
+    return max(_FIRST_DEPTH, round(2 * k / max(share, 0.5 / _PROBES)))
+
+
+def _is_indexed(snapshot: Snapshot, space: Modality, where: Condition) -> bool:
+    """Whether SQLite finds what passes without looking at every row."""
+    plan = snapshot.select(f"EXPLAIN QUERY PLAN SELECT item_id {_FROM} AND ({where.sql})", (space, *where.parameters))
+    return not any(detail.startswith("SCAN assets") for *_, detail in plan)
+
+
+def by_candidates(
+    snapshot: Snapshot, space: Modality, query: NDArray[np.float32], k: int, where: Condition, share: float
+) -> Selected | None:
+    """The nearest items are checked, and more of them until k have passed.
+
+    Args:
+        snapshot, space, query, k, where: as of `search_where`.
+        share: about how many of the items pass.
+
+    Returns:
+        None where that would mean to check a large part of the index.
+    """
+    depth = _depth(k, share)
+    while depth < snapshot.counts[space] // 4:
         candidates = snapshot.search(space, query[None], depth)[0]
         passed = passing(snapshot, [candidate.item_id for candidate in candidates], where)
         good = [candidate for candidate in candidates if candidate.item_id in passed]
         if len(good) >= k:
             return Selected(good[:k], "candidates", share)
         depth *= 8
-    return _ids_first(snapshot, space, query, k, where, plan="scan")
+    return None
 
 
 def passing(snapshot: Snapshot, item_ids: list[int], where: Condition) -> set[int]:
     """Those of some items that pass a filter."""
-    statement = (
-        "SELECT item_id FROM items JOIN assets USING (asset_id)"
-        f" WHERE item_id IN (SELECT value FROM json_each(?)) AND ({where.sql})"
-    )
+    statement = f"SELECT item_id {_GIVEN} WHERE {where.of_one}"
     return {row[0] for row in snapshot.select(statement, (json.dumps(item_ids), *where.parameters))}
 
 
@@ -103,18 +141,18 @@ def folders_of(snapshot: Snapshot, space: Modality, where: Condition | None) -> 
     return set(snapshot.select(f"{statement} AND ({where.sql})", (space, *where.parameters)))
 
 
-def _ids_first(
+def by_ids(
     snapshot: Snapshot,
     space: Modality,
     query: NDArray[np.float32],
     k: int,
     where: Condition,
-    plan: str = "ids first",
 ) -> Selected:
+    """The ids of all items that pass are read, and only their vectors are compared. Arguments as `search_where`."""
     rows = snapshot.select(f"SELECT item_id, embedding_id {_FROM} AND ({where.sql})", (space, *where.parameters))
     share = len(rows) / max(1, snapshot.counts[space])
     if not rows:
-        return Selected([], plan, 0.0)
+        return Selected([], "ids first", 0.0)
     pairs = np.array(rows, np.int64)
     # An embedding may have other items, which do not pass: deeper by as many as there can be.
     candidates: list[Candidate] = []
@@ -125,22 +163,19 @@ def _ids_first(
         found = snapshot.search_embeddings(space, query, ids, depth)
         candidates = [candidate for candidate in found if candidate.item_id in allowed][:k]
         if len(candidates) == min(k, len(allowed)) or len(found) < depth:
-            return Selected(candidates, plan, share)
+            return Selected(candidates, "ids first", share)
         depth *= 2
 
 
-def _sampled_share(snapshot: Snapshot, space: Modality, where: Condition) -> float | None:
-    """The share of items that pass, of a sample; None where the sample is too small to tell."""
+def _sampled_share(snapshot: Snapshot, space: Modality, where: Condition) -> float:
+    """About which share of the items passes: that of a sample."""
     last = snapshot.select("SELECT MAX(item_id) FROM items")[0][0] or 0
-    ids = json.dumps(_spread(last))
-    statement = (
-        f"SELECT COUNT(*), COUNT(CASE WHEN ({where.sql}) THEN 1 END) {_FROM}"
-        " AND item_id IN (SELECT value FROM json_each(?))"
-    )
-    seen, passed = snapshot.select(statement, (*where.parameters, space, ids))[0]
-    return passed / seen if seen >= _PROBES // 5 else None
+    statement = f"SELECT COUNT(*), COUNT(CASE WHEN {where.of_one} THEN 1 END) {_GIVEN} WHERE items.modality = ?"
+    # Bound in the order of the statement's text: what is counted comes before what is given.
+    seen, passed = snapshot.select(statement, (*where.parameters, json.dumps(_spread(last)), space))[0]
+    return passed / seen if seen else 1.0
 
 
 def _spread(last: int) -> list[int]:
-    """Evenly spaced numbers up to `last`, about `_PROBES` of them."""
-    return list(range(1 + last % 7, last + 1, max(1, last // _PROBES)))
+    """Numbers from 1 to `last`, evenly spread but in no step that items may follow too (the golden ratio's)."""
+    return sorted({1 + int(number * _GOLDEN % 1 * last) for number in range(2 * _PROBES)})
