@@ -75,14 +75,9 @@ def _is_indexed(snapshot: Snapshot, space: Modality, where: Condition) -> bool:
 def by_candidates(
     snapshot: Snapshot, space: Modality, query: NDArray[np.float32], k: int, where: Condition, share: float
 ) -> Selected | None:
-    """The nearest items are checked, and more of them until k have passed.
+    """The nearest items are checked, and more of them until k have passed. Arguments as `search_where`.
 
-    Args:
-        snapshot, space, query, k, where: as of `search_where`.
-        share: about how many of the items pass.
-
-    Returns:
-        None where that would mean to check a large part of the index.
+    `share` is about how many of the items pass. Gives None where a large part of the index would have to be checked.
     """
     depth = _depth(k, share)
     while depth < snapshot.counts[space] // 4:
