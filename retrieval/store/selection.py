@@ -75,9 +75,9 @@ def _is_indexed(snapshot: Snapshot, space: Modality, where: Condition) -> bool:
 def by_candidates(
     snapshot: Snapshot, space: Modality, query: NDArray[np.float32], k: int, where: Condition, share: float
 ) -> Selected | None:
-    """The nearest items are checked, and more of them until k have passed. Arguments as `search_where`.
+    """The nearest items are checked, and more of them until k have passed; None where that would be most of all.
 
-    `share` is about how many of the items pass. Gives None where a large part of the index would have to be checked.
+    Arguments as `search_where`, and about which share of the items passes.
     """
     depth = _depth(k, share)
     while depth < snapshot.counts[space] // 4:
