@@ -16,6 +16,10 @@ without a caption comes after every captioned one that has a word of the query, 
 photos of which all or half have captions; `benchmarks/queries.py` measures what comes of it.
 """
 
+WORDS_RANKED = 5_000
+"""Of how many items with the words the newest are ranked for hybrid search. A word that more have says little, and to
+rank them all would take longer than to look at every picture. Lexical search ranks all."""
+
 
 def reciprocal_rank_fusion(
     rankings: Sequence[Sequence[int]],

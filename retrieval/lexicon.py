@@ -34,7 +34,7 @@ _STOP_WORDS = frozenset(
 
 _MOST_WORDS = 64
 """Further words of a text are not looked for; models read about as many."""
-_BUDGET = 20_000
+_BUDGET = 5_000
 _COUNTED = _BUDGET + 1
 _COMMON_SHARE, _FEW_ROWS = 0.5, 100
 
@@ -62,12 +62,19 @@ class WordQuery:
         phrases: those that an item must have.
         shares: of each of `words`, by how rare it is, in all that is asked for: words that nothing has count too, so
             they sum to 1 at most.
+        rows: in how many rows each of `words` is; where that is many it may be more.
     """
 
     match: str
     words: tuple[Word, ...]
     phrases: tuple[Word, ...] = ()
     shares: tuple[float, ...] = ()
+    rows: tuple[int, ...] = ()
+
+    @property
+    def most_rows(self) -> int:
+        """In how many rows `match` is, at most, as far as `rows` go."""
+        return min(self.rows[: len(self.phrases)]) if self.phrases else sum(self.rows)
 
 
 def has_unspaced(text: str) -> bool:
@@ -102,6 +109,8 @@ def word_query(
     excluded: Sequence[tuple[str, Sequence[str]]],
     frequency: Callable[[str, int], int],
     total: int,
+    *,
+    common: bool = True,
 ) -> WordQuery | None:
     """The FTS5 expression for what a query looks for; None where nothing can be found.
 
@@ -114,6 +123,7 @@ def word_query(
         excluded: the same of clauses to leave out: rows with all the words and phrases of one.
         frequency: in how many rows an expression is, counted up to a limit: (expression, limit).
         total: how many rows there are.
+        common: whether words that more than half of the rows have count where there are no others.
     """
     phrases = tuple(_distinct(phrase for _, quoted in texts for phrase in _phrases(quoted)))
     counted = {phrase: frequency(phrase.match, _COUNTED) for phrase in phrases}
@@ -122,8 +132,8 @@ def word_query(
     words = _distinct(word for text, quoted in texts for word in _words(_without(text, quoted)))[:_MOST_WORDS]
     content = [word for word in words if word.text not in _STOP_WORDS]
     wanted = content or ([] if phrases else words)
-    counted |= {word: frequency(word.match, _COUNTED) for word in wanted}
-    found = _within_budget([(counted[word], word) for word in wanted], total)
+    counted |= _counted(wanted, frequency, total)
+    found = _within_budget([(counted[word], word) for word in wanted], total, common)
     if not (phrases or found):
         return None
     match = " AND ".join(phrase.match for phrase in phrases)
@@ -136,7 +146,18 @@ def word_query(
     looked_for = tuple(_distinct((*phrases, *found)))
     rarity = {word: _rarity(rows, total) for word, rows in counted.items() if not rows or word in looked_for}
     shares = tuple(rarity[word] / sum(rarity.values()) for word in looked_for)
-    return WordQuery(match, looked_for, phrases, shares)
+    return WordQuery(match, looked_for, phrases, shares, tuple(counted[word] for word in looked_for))
+
+
+def _counted(words: Sequence[Word], frequency: Callable[[str, int], int], total: int) -> dict[Word, int]:
+    """How many rows have each word, counted up to a limit that one of them does not reach, or that is half of all."""
+    limit, half = _COUNTED, int(_COMMON_SHARE * total) + 1
+    counted = {word: frequency(word.match, limit) for word in words}
+    found = [word for word, rows in counted.items() if rows]
+    while found and limit < half and all(counted[word] == limit for word in found):
+        limit = min(4 * limit, half)
+        counted |= {word: frequency(word.match, limit) for word in found}
+    return counted
 
 
 def _rarity(rows: int, total: int) -> float:
@@ -144,10 +165,10 @@ def _rarity(rows: int, total: int) -> float:
     return math.log(1 + (max(total - rows, 0) + 0.5) / (rows + 0.5))
 
 
-def _within_budget(counted: Sequence[tuple[int, Word]], total: int) -> list[Word]:
+def _within_budget(counted: Sequence[tuple[int, Word]], total: int, common: bool) -> list[Word]:
     """The words that are looked for, of words and how many rows have them, rarest first; none that no row has."""
     found = sorted(((rows, word) for rows, word in counted if rows), key=lambda pair: pair[0])
-    if total > _FEW_ROWS and found and found[0][0] <= _COMMON_SHARE * total:
+    if total > _FEW_ROWS and found and (found[0][0] <= _COMMON_SHARE * total or not common):
         found = [(rows, word) for rows, word in found if rows <= _COMMON_SHARE * total]
     taken: list[Word] = []
     spent = 0

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmsearch.retrieval.calibrate import UNKNOWN, Background, Calibration
-from mmsearch.retrieval.fusion import HYBRID_CONSTANT, WORDS_DEPTH, WORDS_WEIGHT, reciprocal_rank_fusion
+from mmsearch.retrieval.fusion import (
+    HYBRID_CONSTANT,
+    WORDS_DEPTH,
+    WORDS_RANKED,
+    WORDS_WEIGHT,
+    reciprocal_rank_fusion,
+)
 from mmsearch.retrieval.shaping import FIRST_DEPTH, Ranking, deepening
 from mmsearch.retrieval.store.lexical import search_words, word_shares
 from mmsearch.retrieval.store.selection import folders_of, search_where
@@ -213,7 +219,8 @@ class Ranker:
                 yield weight, self._noted(clause.name, dense.space, self._search(dense.space, row, depth))
 
     def _search_words(self, words: WordQuery, space: Modality, depth: int) -> Ranking:
-        found = search_words(self.snapshot, words, space, self._depth(space, depth), self.where.get(space))
+        most = WORDS_RANKED if self.dense else None
+        found = search_words(self.snapshot, words, space, self._depth(space, depth), self.where.get(space), most)
         self.has_words = self.has_words or bool(found)
         return self._without(found, depth)
 

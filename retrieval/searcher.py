@@ -209,6 +209,7 @@ class _Search:
             [(clause.text, clause.phrases) for clause in texts if clause.weight < 0],
             lambda match, limit: word_frequency(self._snapshot, match, limit),
             sum(self._snapshot.counts.values()),
+            common=self._mode == "lexical",
         )
         if self._mode == "lexical":
             if len(texts) < len(clauses) or self._vector is not None:

@@ -499,9 +499,29 @@ def test_any_k_and_offset(corpus: Built, mode: str, modality: str) -> None:
     assert list(search(corpus, "dog", _axes(), mode=mode, modality=modality, offset=10**30)) == []
 
 
-def test_equal_words_are_ranked_by_item(tmp_path: Path) -> None:
-    """Captions of the same words, in another order than their pictures: a part of them is not enough to rank."""
+def test_equal_words_are_ranked_by_what_has_them(tmp_path: Path) -> None:
+    """Captions of the same words, in another order than their pictures: a longer answer begins with a shorter one."""
     built = build(tmp_path, [File(f"{number:03}.jpg") for number in range(300)])
     add_captions(built, tmp_path, [(f"{number:03}.jpg", "a red dog") for number in reversed(range(300))])
     for k in (1, 10, 40, 300):
-        assert ids(search(built, "red", mode="lexical", k=k)) == list(range(1, k + 1))
+        assert ids(search(built, "red", mode="lexical", k=k)) == list(range(300, 300 - k, -1))
+
+
+def test_of_frequent_words_the_newest_items_are_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In hybrid search; lexical search ranks all."""
+    built = build(tmp_path, [File(f"{number:03}.jpg") for number in range(120)])
+    add_captions(built, tmp_path, [(f"{number:03}.jpg", "a red dog") for number in range(120) if number % 3])
+    monkeypatch.setattr("mmsearch.retrieval.ranking.WORDS_RANKED", 10)
+    found = search(built, "red", _axes(), mode="hybrid", k=120)
+    worded = {one.item_id for one in found.explanation.hits if "words" in one.ranks}
+    captioned = [number + 1 for number in range(120) if number % 3]
+    assert worded == set(captioned[-10:])
+    assert len(search(built, "red", mode="lexical", k=120)) == len(captioned)
+
+
+def test_words_that_most_have_say_nothing_beside_meaning(tmp_path: Path) -> None:
+    built = build(tmp_path, [File(f"red {number:03}.jpg") for number in range(150)])
+    found = search(built, "red", _axes(), mode="hybrid", k=20)
+    assert not any("words" in one.ranks for one in found.explanation.hits)
+    assert ids(found) == ids(search(built, "red", _axes(), mode="dense", k=20))
+    assert len(search(built, "red", mode="lexical", k=20)) == 20

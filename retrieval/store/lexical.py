@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import compress
+from collections.abc import Iterator, Sequence
+from itertools import compress, islice
 from typing import TYPE_CHECKING
 
 from mmsearch.retrieval.store.records import Candidate, Condition
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.store.reader import Snapshot
     from mmsearch.retrieval.types import Modality
 
-_RANKED = "SELECT rowid, -bm25(words, 1.0, 1.0, 1.0) AS score FROM words WHERE words MATCH ? ORDER BY score DESC, rowid"
+_RANKED = (
+    "SELECT rowid, -bm25(words, 1.0, 1.0, 1.0) AS score FROM words WHERE words MATCH ? AND rowid >= ?"
+    " ORDER BY score DESC, rowid LIMIT ?"
+)
 _OWNERS = (
     "SELECT items.item_id, pictures.item_id FROM items JOIN assets USING (asset_id)"
     " JOIN assets AS owners ON owners.root_id = assets.owner_root_id AND owners.uri = assets.owner_uri"
@@ -31,16 +34,25 @@ _WORDED = (
 )
 # The plus sign: FTS5 begins anew for each rowid that it is asked for, which takes far longer than reading all of them.
 _HAVING = "SELECT rowid FROM words WHERE words MATCH ? AND +rowid IN (SELECT value FROM json_each(?))"
+_HAVING_EACH = _HAVING.replace("+rowid", "rowid")
+_PER_ROW = 400
+"""Rather than ask for a row, so many rows that have a word can be read."""
+_OLDEST = "SELECT MIN(rowid) FROM (SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?)"
 _OF_MODALITY = "SELECT item_id FROM items WHERE modality = ? AND item_id IN (SELECT value FROM json_each(?))"
 
 
 def search_words(
-    snapshot: Snapshot, query: WordQuery, modality: Modality, k: int, where: Condition | None = None
+    snapshot: Snapshot,
+    query: WordQuery,
+    modality: Modality,
+    k: int,
+    where: Condition | None = None,
+    most: int | None = None,
 ) -> list[Candidate]:
-    """The k items of a modality whose words fit best (BM25), equal scores by `item_id`.
+    """The k items of a modality whose words fit best (BM25).
 
     A picture has the words of its name, its folders and its tags, and it is found by its captions too: texts beside
-    it and rows that name it. Its score is that of the best of these.
+    it and rows that name it. Its score is that of the best of these; equal scores go by the id of what has the words.
 
     Args:
         snapshot: what to search.
@@ -48,18 +60,20 @@ def search_words(
         modality: what to look at.
         k: at least 1, and not much more than there are items.
         where: a filter; what passes is ranked as if nothing else were there.
+        most: of how many with the words only the newest are ranked; None for all.
     """
-    depth = 4 * k + 100
+    oldest = 0
+    if most is not None and query.most_rows > most:
+        oldest = snapshot.select(_OLDEST, (query.match, most))[0][0] or 0
+    depth = 2 * k + 50
     while True:
-        rows = snapshot.select(f"{_RANKED} LIMIT ?", (query.match, depth))
-        scores = _of_modality(snapshot, dict(rows), modality)
+        rows = snapshot.select(_RANKED, (query.match, oldest, depth))
+        found = _of_modality(snapshot, rows, modality)
         if where is not None:
-            passed = passing(snapshot, list(scores), where)
-            scores = {item_id: score for item_id, score in scores.items() if item_id in passed}
-        # Rows that were not read may score as the last one did, and be of items with smaller ids.
-        if len(rows) < depth or sum(score > rows[-1][1] for score in scores.values()) >= k:
-            ranked = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
-            return [Candidate(item_id, score) for item_id, score in ranked[:k]]
+            passed = passing(snapshot, list(found), where)
+            found = {item_id: score for item_id, score in found.items() if item_id in passed}
+        if len(rows) < depth or len(found) >= k:
+            return [Candidate(item_id, score) for item_id, score in islice(found.items(), k)]
         depth *= 4
 
 
@@ -89,15 +103,24 @@ def _has_words(snapshot: Snapshot, query: WordQuery, item_ids: list[int]) -> Ite
     """For each item, and for each text that belongs to one: the item, and which of the words of a query it has."""
     rows = snapshot.select(_WORDED, (json.dumps(item_ids),))
     ids = json.dumps([row_id for _, row_id in rows])
-    having = [{row_id for (row_id,) in snapshot.select(_HAVING, (word.match, ids))} for word in query.words]
+    having = []
+    for word, count in zip(query.words, query.rows, strict=True):
+        statement = _HAVING_EACH if count > _PER_ROW * len(rows) else _HAVING
+        having.append({row_id for (row_id,) in snapshot.select(statement, (word.match, ids))})
     for item_id, row_id in rows:
         yield item_id, [row_id in those for those in having]
 
 
-def _of_modality(snapshot: Snapshot, scores: dict[int, float], modality: Modality) -> dict[int, float]:
-    ids = json.dumps(list(scores))
-    best = {item_id: scores[item_id] for (item_id,) in snapshot.select(_OF_MODALITY, (modality, ids))}
+def _of_modality(snapshot: Snapshot, rows: Sequence[tuple[int, float]], modality: Modality) -> dict[int, float]:
+    """The items of a modality that rows stand for, each with the score of the first, in the order of the rows."""
+    ids = json.dumps([row_id for row_id, _ in rows])
+    own = {item_id for (item_id,) in snapshot.select(_OF_MODALITY, (modality, ids))}
+    pictures: dict[int, list[int]] = {}
     if modality == "image":
         for text_id, picture_id in snapshot.select(_OWNERS, (ids,)):
-            best[picture_id] = max(best.get(picture_id, scores[text_id]), scores[text_id])
-    return best
+            pictures.setdefault(text_id, []).append(picture_id)
+    found: dict[int, float] = {}
+    for row_id, score in rows:
+        for item_id in [row_id] if row_id in own else pictures.get(row_id, ()):
+            found.setdefault(item_id, score)
+    return found

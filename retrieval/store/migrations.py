@@ -112,7 +112,7 @@ def _to_3(connection: sa.Connection) -> None:
         "CREATE TABLE probes (model_id INTEGER NOT NULL, vectors BLOB NOT NULL, PRIMARY KEY (model_id),"
         " FOREIGN KEY(model_id) REFERENCES models (model_id))",
         "CREATE INDEX ix_assets_taken ON assets (taken) WHERE taken IS NOT NULL",
-        "CREATE INDEX ix_assets_latitude ON assets (latitude) WHERE latitude IS NOT NULL",
+        "CREATE INDEX ix_assets_place ON assets (latitude, longitude) WHERE latitude IS NOT NULL",
         'CREATE VIRTUAL TABLE words USING fts5(text, name, tags, tokenize = "unicode61 remove_diacritics 2")',
     ):
         connection.exec_driver_sql(statement)

@@ -95,7 +95,7 @@ sa.Index("ix_assets_hash", ASSETS.c.content_hash, sqlite_where=sa.text("modality
 sa.Index("ix_assets_owner", ASSETS.c.owner_root_id, ASSETS.c.owner_uri, sqlite_where=ASSETS.c.owner_uri.is_not(None))
 # What filters ask for and few rows answer. Any comparison with the column lets SQLite use a partial index.
 sa.Index("ix_assets_taken", ASSETS.c.taken, sqlite_where=ASSETS.c.taken.is_not(None))
-sa.Index("ix_assets_latitude", ASSETS.c.latitude, sqlite_where=ASSETS.c.latitude.is_not(None))
+sa.Index("ix_assets_place", ASSETS.c.latitude, ASSETS.c.longitude, sqlite_where=ASSETS.c.latitude.is_not(None))
 TAGS = sa.Table(  # what `mmsearch tag` has found in pictures
     "tags",
     METADATA,
