@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sqlite3
 import subprocess
@@ -81,7 +82,7 @@ def test_speed_writes_its_figures(repository: Path, data: Path, tmp_path: Path) 
     assert set(rescan["notes"]["us/file"]) == {"add", "command"}
 
 
-@pytest.mark.parametrize("script", ["search", "speed", "store"])
+@pytest.mark.parametrize("script", ["answers", "search", "speed", "store"])
 def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     for name, measurement in load_script(repository, script, monkeypatch).MEASUREMENTS.items():
         assert measurement.__name__ == name.replace("-", "_")
@@ -292,6 +293,56 @@ def test_search_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     assert figures["dupes-seconds"]["notes"]["items"] == 300
     assert figures["dupes-recall"]["value"] == 1.0
     assert figures["dupes-exact"]["value"] == 1.0
+
+
+def test_answers_writes_its_figures(repository: Path, tmp_path: Path) -> None:
+    out, index = tmp_path / "results" / "answers.json", tmp_path / "index"
+    sizes = ["--items", 400, "--dim", 16, "--rounds", 1, "--cache", index]
+    printed = run_script(repository, "answers.py", *sizes, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    assert (result["items"], result["dim"], result["rounds"]) == (400, 16, 1)
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    names = ["filtered-indexed", "filtered-others", "hybrid", "lexical", "shaped", "filter-crossover"]
+    assert list(figures) == names
+    assert all(name in printed for name in names)
+    assert set(figures["filtered-indexed"]["notes"]) == {
+        f"{field} {share}"
+        for field in ("taken", "near", "tag")
+        for share in ("0.1%", "1.0%", "10.0%", "50.0%", "100.0%")
+    }
+    for line in figures["filtered-others"]["notes"].values():
+        assert line["scan ms"] > 0
+        assert line["ratio"] == pytest.approx((line["p50 ms"] - line["scan ms"]) / line["plain p50 ms"], abs=0.1)
+    assert "Chinese" in figures["hybrid"]["notes"]
+    again = run_script(repository, "answers.py", *sizes, "--only", "hybrid")  # on the index that was kept
+    assert "hybrid" in again
+    assert "shaped" not in again
+
+
+def test_filters_of_answers_let_their_share_through(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmsearch.retrieval.conditions import condition_of
+    from mmsearch.retrieval.store import LocalStore
+    from mmsearch.retrieval.store.selection import count_where
+
+    captioned = load_script(repository, "captioned", monkeypatch)
+    captioned.Captioned(1500, 8).fill(tmp_path / "index")
+    with LocalStore.open(tmp_path / "index").snapshot() as snapshot:
+        for field in (*captioned.INDEXED, *captioned.OTHERS):
+            for share in captioned.SHARES:
+                where = captioned.filter_of(field, share)
+                passed = count_where(snapshot, "image", condition_of(where, snapshot, "image")) / 1500
+                deviation = math.sqrt(share * (1 - share) / 1500)
+                assert passed == pytest.approx(share, abs=0.002 + 4 * deviation), where
+
+
+def test_filters_cross_where_checking_stays_the_cheaper(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = load_script(repository, "answers", monkeypatch)
+    assert answers.crossing({0.1: (1.0, 2.0), 0.2: (3.0, 2.0), 1.0: (9.0, 2.0)}) == 0.2
+    assert answers.crossing({0.1: (3.0, 2.0), 0.2: (1.0, 2.0), 1.0: (9.0, 2.0)}) == 1.0
+    assert answers.crossing({0.1: (1.0, 2.0), 1.0: (2.0, 2.0)}) == 1.0
+    assert answers.crossing({0.1: (3.0, 2.0), 1.0: (3.0, 2.0)}) == 0.1
 
 
 def test_photos_are_edited_in_every_way(repository: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
