@@ -142,11 +142,12 @@ class _Search:
             timed=self._timed,
         )
         shaper = Shaper(ranker, self._options)
-        hits = self._hits(self._shown(ranker, shaper), shaper)
+        shown = self._shown(ranker, shaper)
+        hits = self._hits(shown[self._options.offset :], shaper)
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
-        if not hits and not self._options.offset:
-            self._notices += self._why_nothing(ranker, conditions)
+        if not hits:
+            self._notices += self._why_nothing(ranker, conditions, len(shown))
         explanation = Explanation(
             query=self._written(),
             mode=self._mode,
@@ -221,11 +222,10 @@ class _Search:
     # What is shown
 
     def _shown(self, ranker: Ranker, shaper: Shaper) -> list[Shown]:
+        """What is shown of the ranking, and what comes before it."""
         if not ranker.dense and ranker.words is None:
             return []
-        options = self._options
-        need = options.offset + options.k
-        shown = shaper.shape(need)[options.offset : need]
+        shown = shaper.shape(self._options.offset + self._options.k)
         self._timed("search")
         return shown
 
@@ -261,7 +261,10 @@ class _Search:
         best = max(known)
         return True if best >= MATCH else False if best < NO_MATCH else None
 
-    def _why_nothing(self, ranker: Ranker, conditions: Mapping[Modality, Condition]) -> list[str]:
+    def _why_nothing(self, ranker: Ranker, conditions: Mapping[Modality, Condition], before: int) -> list[str]:
+        """Why there are no hits, where that is known; `before` are those that the offset passes over."""
+        if before:
+            return [f"offset {self._options.offset:,} passes over every hit ({before:,} in all)"]
         if conditions and not any(count_where(self._snapshot, *each) for each in conditions.items()):
             return ["no item passes the filter"]
         best = ranker.best_relevances()
