@@ -125,8 +125,6 @@ class _Search:
         clauses = self._embedded()
         dense = [compose(self._calibration, space, clauses) for space in self._spaces] if clauses else []
         self._timed("compose")
-        if dense and all(one.row is None for one in dense):
-            self._notices.append("the clauses cancel each other out: there is nothing left to rank by")
         if clauses and all(clause.weight < 0 for clause in clauses):
             self._notices.append("only negative clauses: what is least like them comes first")
         own = [] if self._options.include_self else [clause.own for clause in clauses]
@@ -143,6 +141,8 @@ class _Search:
         )
         shaper = Shaper(ranker, self._options)
         shown = self._shown(ranker, shaper)
+        if dense and (all(one.row is None for one in dense) or _cancelled(shown, clauses)):
+            self._notices.append("the clauses cancel each other out: there is nothing left to rank by")
         hits = self._hits(shown[self._options.offset :], shaper)
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
@@ -295,6 +295,11 @@ class _Search:
         now = time.perf_counter()
         self._milliseconds[stage] = round(self._milliseconds.get(stage, 0.0) + 1000 * (now - self._since), 3)
         self._since = now
+
+
+def _cancelled(shown: Sequence[Shown], clauses: Sequence[EmbeddedClause]) -> bool:
+    """Whether ranks that were added up and taken away again are all that there is."""
+    return len(clauses) > 1 and bool(shown) and not any(one.score for one in shown)
 
 
 def _dates(record: ItemRecord) -> tuple[str | None, int | None]:
