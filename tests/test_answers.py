@@ -113,8 +113,13 @@ def test_snippets_are_parts_of_the_text(text: str, words: list[str], most: int) 
     shown = answers.excerpt(text, words, most)
     assert len(shown) <= most
     assert shown.strip("…") in text
-    had = [word for word in words if word in text[: most - 1].lower().split()]
-    assert all(word in answers.one_line(text, most).lower() for word in had)
+    assert _how_many(words, shown) >= _how_many(words, answers.one_line(text, most))
+
+
+def _how_many(words: list[str], shown: str) -> int:
+    """Words that are shown whole, with a naive eye."""
+    padded = " " + shown.strip("…").lower().replace(" .", "") + " "
+    return sum(word in padded if word == "猫" else f" {word} " in padded for word in words)
 
 
 @given(text=st.text(alphabet="ab 中\u0301é", max_size=60), width=st.integers(4, 20))
