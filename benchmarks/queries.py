@@ -174,7 +174,7 @@ def known_item(answers: Sequence[Sequence[int]], wanted: Sequence[int]) -> Value
         [found.index(photo) + 1 if photo in found else 0 for found, photo in zip(answers, wanted, strict=True)]
     )
     values = {f"success@{cut}": ((ranks > 0) & (ranks <= cut)).astype(np.float64) for cut in _CUTS}
-    return values | {"mrr@10": np.where(ranks > 0, 1 / np.maximum(ranks, 1), 0.0)}
+    return values | {"mrr@10": np.where((ranks > 0) & (ranks <= 10), 1 / np.maximum(ranks, 1), 0.0)}
 
 
 def many_items(answers: Sequence[Sequence[int]], relevant: NDArray[np.bool_]) -> Values:
@@ -473,18 +473,17 @@ def main(argv: list[str] | None = None) -> None:
 
     from mmsearch.retrieval.encoders.models import load_encoder
 
-    where_it_ran = describe()
-    figures = []
+    command = shlex.join(["python", "benchmarks/queries.py", *(argv if argv is not None else sys.argv[1:])])
+    figures: list[dict[str, Any]] = []
+    result = {"benchmark": "queries", "command": command, "machine": describe(), "figures": figures}
     with TemporaryDirectory() as temporary:
         kept = arguments.keep or Path(temporary)
         for figure in run(arguments.data, kept, arguments.sets, load_encoder(arguments.model)):
             say(figure)
             figures.append(figure)
-    if arguments.out:
-        command = shlex.join(["python", "benchmarks/queries.py", *(argv if argv is not None else sys.argv[1:])])
-        result = {"benchmark": "queries", "command": command, "machine": where_it_ran, "figures": figures}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            if arguments.out:  # after each, because all of them take long
+                arguments.out.parent.mkdir(parents=True, exist_ok=True)
+                arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
