@@ -36,7 +36,8 @@ MATCH = 0.5
 """The relevance from which on an item is said to match: about 5 of 100 queries for what is not there reach it."""
 
 NO_MATCH = 0.25
-"""The relevance below which an item is said not to match: at most 10 of 100 queries for what is there stay below."""
+"""The relevance below which an item is said not to match: about 5 of 100 captions and words for what is there stay
+below, but 24 of 100 phrases of some words."""
 
 _SENTENCE = 5
 """Texts of as many words are sentences, which is what the models have learned from."""

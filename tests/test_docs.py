@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,31 @@ def test_documented_python_runs(
     for block in blocks:
         exec(compile(block, name, "exec"), {"__name__": "__main__"})
     assert "red-square.png" in capsys.readouterr().out
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """Every number in what a JSON file holds."""
+    if isinstance(value, dict):
+        for each in value.values():
+            yield from _numbers(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, float):
+        yield abs(value)
+
+
+@pytest.mark.parametrize(
+    ("page", "benchmark"),
+    [("relevance", "relevance"), ("tags", "tags"), ("explain", "pointing"), ("duplicates", "search")],
+)
+def test_figures_in_tables_are_those_of_the_benchmark(repository: Path, page: str, benchmark: str) -> None:
+    result = json.loads((repository / "benchmarks" / "results" / f"{benchmark}.json").read_text("utf-8"))
+    known = {f"{number:.{digits}f}"[1:] for number in _numbers(result) for digits in (2, 3, 4) if number < 1}
+    lines = (repository / "docs" / f"{page}.md").read_text("utf-8").splitlines()
+    shown = [
+        figure for line in lines if line.startswith("|") for figure in re.findall(r"(?<![\d.])\.\d{2,4}(?!\d)", line)
+    ]
+    assert len(shown) >= 5
+    assert [figure for figure in shown if figure not in known] == []
+    assert f"benchmarks/{benchmark}.py" in "\n".join(lines)
