@@ -297,6 +297,18 @@ def test_the_reader_may_leave_early(indexed: Path, tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
+def test_files_are_copied_although_nobody_reads_the_lines(indexed: Path, tmp_path: Path) -> None:
+    words = [*MAIN, "query", "red", "--copy-to", str(tmp_path / "copies"), "--html", str(tmp_path / "hits.html")]
+    environment = {**os.environ, "MMSEARCH_INDEX": str(tmp_path / "index")}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, env=environment)
+    os.close(write)
+    assert len(list((tmp_path / "copies").iterdir())) == len(list(indexed.rglob("*.png")))
+    assert (tmp_path / "hits.html").stat().st_size > 1000
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 # Help
 
 

@@ -79,6 +79,13 @@ def show(answer: Answer, how: Showing) -> None:
         from mmsearch.thumbnails import drawing
 
         draw = drawing(wanted=bool(how.thumbnails))
+    # Files before lines: who reads the lines may stop (`| head`), and that ends the program.
+    page = _written_page(answer, how) if how.html is not None or how.open else None
+    copied: list[str] = []
+    if how.copy_to is not None:
+        from mmsearch.copies import copy_hits, copy_lines
+
+        copied = copy_lines(copy_hits(answer.hits, how.copy_to))
     answers.say_notices(answer, offset=how.offset)
     if how.as_json:
         answers.write_hits_json(answer, explain=how.explain)
@@ -94,17 +101,13 @@ def show(answer: Answer, how: Showing) -> None:
                 output.write("")
             for line in answers.explanation_lines(answer):
                 output.write(line) if people else output.say(line)
-    if how.html is not None or how.open:
-        _write_page(answer, how)
-    if how.copy_to is not None:
-        from mmsearch.copies import copy_hits, copy_lines
-
-        for line in copy_lines(copy_hits(answer.hits, how.copy_to)):
-            output.say(line)
+    if page is not None:
+        _tell_of_page(page, how)
+    for line in copied:
+        output.say(line)
 
 
-def _write_page(answer: Answer, how: Showing) -> None:
-    from mmsearch import output
+def _written_page(answer: Answer, how: Showing) -> Path:
     from mmsearch.sheet import write_sheet
 
     path = how.html
@@ -114,7 +117,13 @@ def _write_page(answer: Answer, how: Showing) -> None:
         path = Path(tempfile.mkdtemp(prefix="mmsearch-")) / "hits.html"
     title = answer.explanation.query if answer.explanation is not None else "mmsearch"
     write_sheet(answer, path, title=title, group=how.group)
-    if how.html is not None or not how.open:
+    return path
+
+
+def _tell_of_page(path: Path, how: Showing) -> None:
+    from mmsearch import output
+
+    if how.html is not None:
         output.say(f"wrote {output.safe(os.fspath(path))}")
     if how.open and not _opened(path):
         output.say(f"no browser can be opened here; the page is {output.safe(os.fspath(path))}")
