@@ -30,13 +30,15 @@ from mmsearch.retrieval.filters import parse_filter
 from mmsearch.retrieval.searcher import Searcher
 from mmsearch.retrieval.store import LocalStore, Snapshot
 from mmsearch.retrieval.store.records import Condition
-from mmsearch.retrieval.store.selection import by_candidates, by_ids, count_where
+from mmsearch.retrieval.store.selection import by_candidates, by_ids, count_where, search_where
 
 CROSSING = (0.001, 0.003, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 K = 10
 
 _QUESTIONS = 40
-_WARM_UP = 3
+_WARM_UP = 2
+_SCANS = 5
+_CROSSING_ROUNDS = 5
 
 Ask = Callable[[int], object]
 """Asks the question of a number: timed, and what it gives is thrown away."""
@@ -106,13 +108,13 @@ class Workshop:
         mine, plain = self.by_turns([ask, self.plain])
         return Timed(mine, plain, scan)
 
-    def by_turns(self, asks: Sequence[Ask]) -> list[list[float]]:
+    def by_turns(self, asks: Sequence[Ask], rounds: int | None = None) -> list[list[float]]:
         """Milliseconds of several, each at each turn, every second round in the opposite order."""
         for ask in asks:
             for number in range(_WARM_UP):
                 ask(number)
         found: list[list[float]] = [[] for _ in asks]
-        for number in range(self.rounds):
+        for number in range(rounds or self.rounds):
             for at in range(len(asks)) if number % 2 == 0 else reversed(range(len(asks))):
                 start = time.perf_counter()
                 asks[at](number)
@@ -125,9 +127,10 @@ class Workshop:
         return compile_filter(parse_filter(text), self.snapshot.roots(), "image")
 
     def scan(self, text: str) -> float:
-        """Milliseconds of looking at every picture for a filter; the median of three."""
+        """Milliseconds of looking at every picture for a filter, median."""
         condition = self.condition(text)
-        return statistics.median(self.by_turns([lambda _: count_where(self.snapshot, "image", condition)])[0])
+        (scans,) = self.by_turns([lambda _: count_where(self.snapshot, "image", condition)], rounds=_SCANS)
+        return statistics.median(scans)
 
     def ways(self, condition: Condition, share: float) -> list[Ask]:
         """Both ways to answer a filter, for the same vectors of texts."""
@@ -137,7 +140,8 @@ class Workshop:
             return by_ids(self.snapshot, "image", rows[number % len(rows)], K, condition)
 
         def candidates(number: int) -> object:
-            return by_candidates(self.snapshot, "image", rows[number % len(rows)], K, condition, share)
+            found = by_candidates(self.snapshot, "image", rows[number % len(rows)], K, condition, share)
+            return found or by_ids(self.snapshot, "image", rows[number % len(rows)], K, condition)
 
         return [ids_first, candidates]
 
@@ -215,30 +219,26 @@ def shaped(shop: Workshop) -> Figure:
 
 
 def filter_crossover(shop: Workshop) -> Figure:
-    """The share of pictures from which on checking candidates is cheaper than reading all ids that pass."""
+    """The way to answer a filter that is chosen / the cheaper one of ids first and candidates, medians, the worst."""
     notes: dict[str, Any] = {}
     crossings = {}
-    for field in (*INDEXED, "width"):
+    chosen = []
+    row = shop.collection.encode_texts(shop.texts[:1])[0]
+    for field in (*INDEXED, "width", "meta.NAME"):
         costs: dict[float, tuple[float, float]] = {}
-        for share in CROSSING:
-            condition = shop.condition(filter_of(field, share)) if field != "tag" or share in SHARES else None
-            if condition is not None:
-                ids, checked = map(statistics.median, shop.by_turns(shop.ways(condition, share)))
-                costs[share] = ids, checked
+        for share in CROSSING if field != "tag" else SHARES:
+            condition = shop.condition(filter_of(field, share))
+            ids, checked = map(statistics.median, shop.by_turns(shop.ways(condition, share), rounds=_CROSSING_ROUNDS))
+            costs[share] = ids, checked
+            plan = search_where(shop.snapshot, "image", row, K, condition).plan
+            chosen.append((ids if plan == "ids first" else checked) / min(ids, checked))
         crossings[field] = crossing(costs)
         notes[field] = {
             f"{share:.1%}": {"ids ms": round(ids, 2), "candidates ms": round(checked, 2)}
             for share, (ids, checked) in costs.items()
         }
-    middle = statistics.median(crossings.values())
-    return Figure(
-        "filter-crossover",
-        first_line(filter_crossover),
-        middle,
-        "<=",
-        1.0,
-        notes={"by field": crossings, **notes},
-    )
+    notes = {"candidates are cheaper from": crossings, **notes}
+    return Figure("filter-crossover", first_line(filter_crossover), max(chosen), "<=", 2.0, notes=notes)
 
 
 def crossing(costs: Mapping[float, tuple[float, float]]) -> float:
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--items", type=int, default=200_000, help="pictures in the index")
     parser.add_argument("--dim", type=int, default=512, help="length of a vector")
-    parser.add_argument("--rounds", type=int, default=40, help="how often each question is asked")
+    parser.add_argument("--rounds", type=int, default=20, help="how often each question is asked")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the index here, for another time")
     parser.add_argument("--only", nargs="+", choices=list(MEASUREMENTS), default=list(MEASUREMENTS), metavar="NAME")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures here, as JSON")

@@ -6,28 +6,34 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.output import plain, safe, say, write, write_json, write_path0
+from mmsearch.retrieval.lexicon import has_unspaced
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.types import Answer, Explanation, GroupBy, Hit, HitExplanation
 
 _SNIPPET = 160
+_BEFORE = 40
+"""How many characters of a text are shown before the first word that was looked for."""
+_LOOKED_AT = 4000
+"""How many characters of a text are looked at for words: passages of files have fewer, rows of tables may have more."""
+
 _DUPLICATES_SHOWN = 5
 _NARROWEST = 24
 _PIECES = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]\s*|[^\s\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]+\s*")
 """Words with the blanks after them; Chinese and Japanese characters, between which a line may end, one by one."""
 
 
-def say_notices(answer: Answer) -> None:
+def say_notices(answer: Answer, *, offset: int = 0) -> None:
     """What the person who asked should know before the hits, on stderr."""
     for notice in answer.notices:
         say(safe(notice))
     if not answer.hits:
-        say("nothing found")
+        say("no hits from there on" if offset else "nothing found")
     elif answer.matched is False:
         say("nothing here matches well; the nearest are:")
 
@@ -54,11 +60,12 @@ def write_hits(
                 fields += [hit.fragment or "", safe(one_line(hit.text))]
             write("\t".join(fields))
     elif answer.hits:
-        _write_table(answer.hits, group, draw)
+        words = {item_id: found.words for item_id, found in _explained(answer.explanation).items()}
+        _write_table(answer.hits, words, group, draw)
 
 
 def write_hits_json(answer: Answer, *, explain: bool = False) -> None:
-    """A hit a line; with `explain` each line has how it was found."""
+    """A hit a line and nothing else; with `explain` each line has how it was found."""
     explained = _explained(answer.explanation)
     for hit in answer.hits:
         line = plain(hit)
@@ -143,10 +150,53 @@ def one_line(text: str, most: int | None = None) -> str:
     return text if most is None or len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
+def excerpt(text: str, words: Sequence[str], most: int) -> str:
+    """The part of a text that has most of some words, on one line: its beginning, where that has as many as any.
+
+    Args:
+        text: of any length.
+        words: case folded.
+        most: how many characters it has at most, the marks of what is left out included.
+    """
+    line = one_line(text, _LOOKED_AT)
+    places = sorted(
+        (found.start(), found.end(), number) for number, word in enumerate(words) for found in _places(word, line)
+    )
+    if len(line) <= most or not places:
+        return one_line(line, most)
+    best, start = len({number for _, end, number in places if end < most}), 0
+    for at, _, _ in places:
+        begin = _word_start(line, max(0, min(at - _BEFORE, len(line) - most + 1)))
+        has = {number for place, end, number in places if place >= begin and end <= begin + most - 2}
+        if len(has) > best:
+            best, start = len(has), begin
+    return one_line(line, most) if not start else "…" + one_line(line[start:], most - 1)
+
+
+def _places(word: str, line: str) -> Iterator[re.Match[str]]:
+    """Where a text has a word, as a whole where its script has spaces."""
+    pattern = r"\W+".join(map(re.escape, word.split()))
+    if not has_unspaced(word):
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    return re.finditer(pattern, line, re.IGNORECASE)
+
+
+def _word_start(line: str, at: int) -> int:
+    """The first place from `at` on where a word of a text begins."""
+    while 0 < at < len(line) and line[at - 1].isalnum() and not has_unspaced(line[at]):
+        at += 1
+    return at
+
+
 # --- the table for people --------------------------------------------------------------------------------------
 
 
-def _write_table(hits: Sequence[Hit], group: GroupBy | None, draw: Callable[[Hit, int], None] | None) -> None:
+def _write_table(
+    hits: Sequence[Hit],
+    words: Mapping[int, Sequence[str]],
+    group: GroupBy | None,
+    draw: Callable[[Hit, int], None] | None,
+) -> None:
     rank_width = max(len(str(hit.rank)) for hit in hits)
     rated = any(hit.relevance is not None for hit in hits)
     head = f"{'#':>{rank_width}}  {'score':>7}" + ("  relevance" if rated else "") + "  "
@@ -155,16 +205,17 @@ def _write_table(hits: Sequence[Hit], group: GroupBy | None, draw: Callable[[Hit
         cells = [f"{hit.rank:>{rank_width}}", f"{hit.score:>7.4f}"]
         if rated:
             cells.append(f"{'-' if hit.relevance is None else f'{hit.relevance:.2f}':>9}")
-        write("  ".join([*cells, safe(shown_path(hit))]))
-        for line in _below(hit, group, _room(len(head))):
+        cells.append(safe(shown_path(hit)))
+        write("  ".join([*cells, safe(hit.fragment)] if hit.fragment else cells))
+        for line in _below(hit, words.get(hit.item_id, ()), group, _room(len(head))):
             write(f"{'':{len(head)}}{line}")
         if draw is not None:
             draw(hit, len(head))
 
 
-def _below(hit: Hit, group: GroupBy | None, width: int) -> list[str]:
+def _below(hit: Hit, words: Sequence[str], group: GroupBy | None, width: int) -> list[str]:
     """What stands below the path of a hit, its text folded to a number of columns."""
-    lines = folded(safe(one_line(hit.text, _SNIPPET)), width) if hit.text is not None else []
+    lines = folded(safe(excerpt(hit.text, words, _SNIPPET)), width) if hit.text is not None else []
     lines += [f"= {safe(duplicate_name(other, hit))}" for other in hit.duplicates[:_DUPLICATES_SHOWN]]
     if len(hit.duplicates) > _DUPLICATES_SHOWN:
         lines.append(f"= {len(hit.duplicates) - _DUPLICATES_SHOWN:,} more")

@@ -125,8 +125,6 @@ class _Search:
         clauses = self._embedded()
         dense = [compose(self._calibration, space, clauses) for space in self._spaces] if clauses else []
         self._timed("compose")
-        if dense and all(one.row is None for one in dense):
-            self._notices.append("the clauses cancel each other out: there is nothing left to rank by")
         if clauses and all(clause.weight < 0 for clause in clauses):
             self._notices.append("only negative clauses: what is least like them comes first")
         own = [] if self._options.include_self else [clause.own for clause in clauses]
@@ -142,11 +140,14 @@ class _Search:
             timed=self._timed,
         )
         shaper = Shaper(ranker, self._options)
-        hits = self._hits(self._shown(ranker, shaper), shaper)
+        shown = self._shown(ranker, shaper)
+        if dense and (all(one.row is None for one in dense) or _cancelled(shown, clauses)):
+            self._notices.append("the clauses cancel each other out: there is nothing left to rank by")
+        hits = self._hits(shown[self._options.offset :], shaper)
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
-        if not hits and not self._options.offset:
-            self._notices += self._why_nothing(ranker, conditions)
+        if not hits:
+            self._notices += self._why_nothing(ranker, conditions, len(shown))
         explanation = Explanation(
             query=self._written(),
             mode=self._mode,
@@ -222,11 +223,10 @@ class _Search:
     # What is shown
 
     def _shown(self, ranker: Ranker, shaper: Shaper) -> list[Shown]:
+        """What is shown of the ranking, and what comes before it."""
         if not ranker.dense and ranker.words is None:
             return []
-        options = self._options
-        need = options.offset + options.k
-        shown = shaper.shape(need)[options.offset : need]
+        shown = shaper.shape(self._options.offset + self._options.k)
         self._timed("search")
         return shown
 
@@ -262,7 +262,10 @@ class _Search:
         best = max(known)
         return True if best >= MATCH else False if best < NO_MATCH else None
 
-    def _why_nothing(self, ranker: Ranker, conditions: Mapping[Modality, Condition]) -> list[str]:
+    def _why_nothing(self, ranker: Ranker, conditions: Mapping[Modality, Condition], before: int) -> list[str]:
+        """Why there are no hits, where that is known; `before` are those that the offset passes over."""
+        if before:
+            return [f"offset {self._options.offset:,} passes over every hit ({before:,} in all)"]
         if conditions and not any(count_where(self._snapshot, *each) for each in conditions.items()):
             return ["no item passes the filter"]
         best = ranker.best_relevances()
@@ -293,6 +296,11 @@ class _Search:
         now = time.perf_counter()
         self._milliseconds[stage] = round(self._milliseconds.get(stage, 0.0) + 1000 * (now - self._since), 3)
         self._since = now
+
+
+def _cancelled(shown: Sequence[Shown], clauses: Sequence[EmbeddedClause]) -> bool:
+    """Whether ranks that were added up and taken away again are all that there is."""
+    return len(clauses) > 1 and bool(shown) and not any(one.score for one in shown)
 
 
 def _dates(record: ItemRecord) -> tuple[str | None, int | None]:

@@ -75,6 +75,53 @@ def test_long_texts_are_cut_for_people(capsys: pytest.CaptureFixture[str]) -> No
     assert len(" ".join(line.strip() for line in snippet)) <= 160
 
 
+def test_the_place_of_a_passage_stands_behind_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    _, first, *_ = _table(
+        capsys, answer(hit(1, FOLDER / "a.txt", text="word", modality="text", fragment="char=120-124\n"))
+    )
+    assert first.split() == ["1", "0.5000", "/photos/a.txt", "char=120-124\\n"]
+
+
+def test_a_snippet_shows_the_words_that_were_looked_for() -> None:
+    text = "nothing here " * 20 + "the Red kettle is on the stove " + "nothing there " * 20
+    assert answers.excerpt(text, (), 160) == answers.one_line(text, 160)
+    assert answers.excerpt(text, ("blue",), 160) == answers.one_line(text, 160)
+    shown = answers.excerpt(text, ("red", "stove", "blue"), 160)
+    assert re.fullmatch(r"…(nothing|here) .*the Red kettle is on the stove nothing.*…", shown)
+    assert len(shown) <= 160
+    assert answers.excerpt("on the red sofa " + text, ("red",), 160).startswith("on the red sofa"), "as good, and first"
+    at_the_end = answers.excerpt(text + "red", ("red", "kettle"), 100)
+    assert "Red kettle" in at_the_end
+    assert answers.excerpt("nothing here " * 40 + "a red end", ("red",), 100)[:11] in ("…nothing he", "…here nothi")
+    assert answers.excerpt("credible " * 30 + "redo", ("red",), 160) == answers.one_line("credible " * 30, 160)
+
+
+def test_snippets_find_phrases_and_words_without_spaces() -> None:
+    assert "no -entry" in answers.excerpt("nothing here " * 30 + "no -entry", ("no entry",), 60)
+    text = "没有什么" * 60 + "沙滩上的狗" + "没有什么" * 60
+    shown = answers.excerpt(text, ("沙滩",), 160)
+    assert "沙滩上的狗" in shown and len(shown) <= 160
+    assert shown.index("沙") <= 42
+
+
+@given(
+    st.lists(st.sampled_from(["red", "Kettle", "sea", "猫狗", "an", "."])).map(" ".join),
+    st.lists(st.sampled_from(["red", "kettle", "猫", "red kettle", "none"]), unique=True),
+    st.integers(60, 90),
+)
+def test_snippets_are_parts_of_the_text(text: str, words: list[str], most: int) -> None:
+    shown = answers.excerpt(text, words, most)
+    assert len(shown) <= most
+    assert shown.strip("…") in text
+    assert _how_many(words, shown) >= _how_many(words, answers.one_line(text, most))
+
+
+def _how_many(words: list[str], shown: str) -> int:
+    """Words that are shown whole, with a naive eye."""
+    padded = " " + shown.strip("…").lower().replace(" .", "") + " "
+    return sum(word in padded if word == "猫" else f" {word} " in padded for word in words)
+
+
 @given(text=st.text(alphabet="ab 中\u0301é", max_size=60), width=st.integers(4, 20))
 def test_folded_lines_fit_and_lose_nothing(text: str, width: int) -> None:
     lines = answers.folded(text, width)

@@ -356,3 +356,74 @@ def test_photos_are_edited_in_every_way(repository: Path, data: Path, monkeypatc
     different = [(i, j) for j in range(count) for i in range(j) if album.photos[i] != album.photos[j]]
     assert album.mistaken(rule, edits=True)[1] == len(different)
     assert album.mistaken(rule, edits=False)[1] == 66
+
+
+def test_queries_writes_its_figures(repository: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "queries.json"
+    printed = run_script(
+        repository, "queries.py", "--data", data, "--model", "fake", "--sets", "val", "coco", "caltech", "--out", out
+    )
+    result = json.loads(out.read_text("utf-8"))
+    assert result["command"].startswith("python benchmarks/queries.py --data ")
+    assert {"processor", "date", "commit"} <= set(result["machine"])
+    figures = result["figures"]
+    assert [(figure["set"], figure["test"]) for figure in figures] == [
+        *[(name, test) for name in ("val", "coco") for test in _TESTS],
+        ("caltech", "templates"),
+    ]
+    assert all(f"set {name}, " in printed for name in ("val", "coco", "caltech"))
+    for figure in figures:
+        for values in figure.get("ways", {}).values():
+            for value, low, high in values.get("difference", {}).values():
+                assert low - 1e-9 <= value <= high + 1e-9
+    val = {figure["test"]: figure for figure in figures if figure["set"] == "val"}
+    assert list(val["composed"]["ways"]) == ["early", "late", "both", "plain sum", "text only", "picture only"]
+    hybrid = {figure["captions"] + figure.get("targets", ""): figure for figure in figures[:9] if "captions" in figure}
+    assert {key: figure["queries"] for key, figure in hybrid.items()} == {
+        "all": 12, "halfthose with": 6, "halfthose without": 6, "none": 12,
+    }  # fmt: skip
+    for figure in hybrid.values():
+        assert list(figure["ways"]) == ["dense", "lexical", "plain RRF, 60", "hybrid"]
+    # The second caption has the words of the first one; without captions there are no words but those of file names.
+    assert hybrid["all"]["ways"]["lexical"]["success@10"] > hybrid["none"]["ways"]["lexical"]["success@10"] == 0
+    assert hybrid["none"]["ways"]["hybrid"]["mrr@10"] == hybrid["none"]["ways"]["dense"]["mrr@10"]
+    assert hybrid["halfthose without"]["ways"]["lexical"]["success@10"] == 0
+    assert figures[-1]["queries"] == 2 and figures[-1]["ways"]["none"]["average precision"] == 1.0
+
+
+_TESTS = ("composed", "composed", "templates", "templates", *["hybrid"] * 4)
+
+
+def test_ranks_of_known_items(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    queries = load_script(repository, "queries", monkeypatch)
+    values = queries.known_item([[4, 7], [7, 4], [1], [*range(2, 12), 0]], [4, 4, 4, 0])
+    assert values["success@1"].tolist() == [1, 0, 0, 0]
+    assert values["success@5"].tolist() == [1, 1, 0, 0]
+    assert values["mrr@10"].tolist() == pytest.approx([1, 1 / 2, 0, 0])
+    relevant = np.array([[True, False, True, False]])
+    several = queries.many_items([[1, 0, 3, 2]], relevant)
+    assert several["average precision"].tolist() == pytest.approx([(1 / 2 + 2 / 4) / 2])
+    assert several["success@1"].tolist() == [0] and several["success@5"].tolist() == [1]
+
+
+def test_differences_are_to_the_first_way(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    queries = load_script(repository, "queries", monkeypatch)
+    ways = {"a": {"m": np.array([1.0, 0, 0, 0])}, "b": {"m": np.array([1.0, 1, 1, 0])}}
+    found = queries.table(ways)
+    assert (found["queries"], found["ways"]["a"]) == (4, {"m": 0.25})
+    assert found["ways"]["b"]["m"] == 0.75
+    assert found["ways"]["b"]["difference"]["m"][0] == 0.5
+    some = queries.table(ways, np.array([True, True, False, False]))
+    assert (some["queries"], some["ways"]["b"]["m"], some["ways"]["b"]["difference"]["m"][0]) == (2, 1.0, 0.5)
+
+
+def test_plain_fusion_is_undone(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = load_script(repository, "queries", monkeypatch)
+    before = queries.ranking.HYBRID_CONSTANT
+    with queries.plain_fusion():
+        assert queries.ranking.HYBRID_CONSTANT == 60
+    assert queries.ranking.HYBRID_CONSTANT == before

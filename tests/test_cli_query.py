@@ -135,6 +135,25 @@ def test_why_nothing_was_found(run: Run, indexed: Path) -> None:
     assert "passes the filter" not in run("query", "red", "--where", "width > 200").err
 
 
+@pytest.mark.parametrize(
+    "shape", [(), ("--group", "folder"), ("--dedup",), ("--diverse", "0.5"), ("--mode", "lexical")]
+)
+def test_a_page_past_the_end_says_so(shape: tuple[str, ...], run: Run, indexed: Path) -> None:
+    asked = "red" if "lexical" not in shape else "png"
+    count = len(run("query", asked, "--json", "-k", "99", *shape).json)
+    assert len(run("query", asked, "--json", "--offset", str(count - 1), *shape).json) == 1
+    for offset in (count, 2**63, 10**30):
+        result = run("query", asked, "--offset", str(offset), *shape)
+        assert (result.code, result.out) == (0, "")
+        assert result.err.splitlines() == [
+            f"offset {offset:,} passes over every hit ({count} in all)", "no hits from there on",
+        ]  # fmt: skip
+
+
+def test_more_hits_than_there_are_can_be_asked_for(run: Run, indexed: Path) -> None:
+    assert len(run("query", "red", "-k", str(10**30), "--json").json) == 5
+
+
 def test_a_small_index_says_that_it_knows_no_relevance(run: Run, indexed: Path) -> None:
     result = run("query", "red", "--min-relevance", "0.9", "--json")
     assert [hit["relevance"] for hit in result.json] == [None] * 5
@@ -164,6 +183,18 @@ def test_explanations_go_beside_the_data(run: Run, indexed: Path) -> None:
         assert fact in told.err
     (hit, *_) = run("query", "red - blue", "--explain", "--json").json
     assert [clause["clause"] for clause in hit["explanation"]["clauses"]] == ["red", "- blue"]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_an_answer_without_hits_is_explained_too(mode: str, run: Run, indexed: Path) -> None:
+    """A line of JSON is a hit, so that what there is to say goes to stderr."""
+    result = run("query", "red", "--mode", mode, "--where", "width > 5000", "--explain", "--json")
+    assert (result.code, result.out) == (0, "")
+    said = result.err.splitlines()
+    assert said[:2] == ["no item passes the filter", "nothing found"]
+    facts = dict(line.split(maxsplit=1) for line in said[2:] if line[:1].strip())
+    assert (facts["query"], facts["mode"], facts["filter"]) == ("red", mode, "width > 5000")
+    assert run("query", "red", "--mode", mode, "--where", "width > 5000", "--explain").err.count("query ") == 1
 
 
 def test_a_page_and_copies_and_lines_at_once(run: Run, indexed: Path, tmp_path: Path) -> None:

@@ -123,6 +123,17 @@ def test_opposite_clauses_cancel_out(three: Built, fusion: str, query: str) -> N
     assert answer.notices == ("the clauses cancel each other out: there is nothing left to rank by",)
 
 
+def test_ranks_that_cancel_out_are_told_of(three: Built) -> None:
+    """Of a composed vector half of the clause is left; of its ranks nothing is."""
+    query = Query((ItemClause(1), ItemClause(1, -1.0)))
+    late = search(three, query, fusion="late", mode="dense", include_self=True)
+    assert [(hit.item_id, hit.score) for hit in late] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0)]
+    assert late.notices == ("the clauses cancel each other out: there is nothing left to rank by",)
+    for fusion in ("early", "both"):
+        answer = search(three, query, fusion=fusion, mode="dense", include_self=True)
+        assert (answer[0].item_id, answer.notices) == (1, ())
+
+
 @pytest.mark.parametrize("fusion", ["early", "late", "both"])
 def test_what_is_left_of_clauses_ranks(three: Built, fusion: str) -> None:
     answer = search(three, "id:1 + id:2 - 2:id:1", fusion=fusion, mode="dense", include_self=True)

@@ -363,6 +363,7 @@ def query(
         copy_to=copy_to,
         thumbnails=thumbnails,
         group=group.value if group else None,
+        offset=offset,
     )
     if not (text or image or plus or minus):
         raise UsageError('say what to look for: mmsearch query "a red car", or mmsearch query --image PATH')

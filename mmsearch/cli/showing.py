@@ -26,6 +26,7 @@ class Showing:
         copy_to: folder for copies of the files.
         thumbnails: draw pictures in the terminal; None where it can.
         group: what hits stand for.
+        offset: how many of the best were passed over.
 
     Raises:
         UsageError: options that make no sense together; a target that cannot be meant.
@@ -40,6 +41,7 @@ class Showing:
     copy_to: Path | None = None
     thumbnails: bool | None = None
     group: GroupBy | None = None
+    offset: int = 0
 
     def __post_init__(self) -> None:
         if self.as_json and self.paths0:
@@ -77,9 +79,12 @@ def show(answer: Answer, how: Showing) -> None:
         from mmsearch.thumbnails import drawing
 
         draw = drawing(wanted=bool(how.thumbnails))
-    answers.say_notices(answer)
+    answers.say_notices(answer, offset=how.offset)
     if how.as_json:
         answers.write_hits_json(answer, explain=how.explain)
+        if how.explain and not answer.hits:  # no line could have it, and a line is a hit
+            for line in answers.explanation_lines(answer):
+                output.say(line)
     elif how.paths0:
         answers.write_paths0(answer)
     else:

@@ -21,9 +21,10 @@ _PROBES = 400
 _FIRST_DEPTH = 64
 _GOLDEN = (5**0.5 - 1) / 2
 
-_PER_ID, _PER_ROW, _PER_CANDIDATE, _PER_VECTOR = 6.0, 1.0, 8.0, 0.08
-"""Microseconds: to read the id of an item that passes and to score it, to look at a row of the catalog, to check a
-candidate, to score a vector in the order of its segment. Measured by `benchmarks/answers.py` (`filter-crossover`)."""
+_PER_ID, _PER_ROW, _PER_META, _PER_CANDIDATE, _PER_VECTOR = 6.0, 0.5, 4.0, 15.0, 0.1
+"""Microseconds: to read the id of an item that passes and to score it, to look at a row of the catalog, into fields of
+manifests too, to check a candidate, to score a vector in the order of its segment. `benchmarks/answers.py` measures
+where they meet (`filter-crossover`)."""
 
 # The order of the tables is given: SQLite knows nothing of how many rows pass, and guesses wrong.
 _FROM = "FROM assets CROSS JOIN items USING (asset_id) WHERE items.modality = ?"
@@ -57,7 +58,8 @@ def _checking_is_cheaper(snapshot: Snapshot, space: Modality, k: int, where: Con
     candidates = total * _PER_VECTOR + _depth(k, share) * _PER_CANDIDATE
     ids = share * total * _PER_ID
     if candidates >= ids and not _is_indexed(snapshot, space, where):
-        ids += sum(snapshot.counts.values()) * _PER_ROW
+        meta = any(field.startswith("meta.") for field in where.fields)
+        ids += sum(snapshot.counts.values()) * (_PER_META if meta else _PER_ROW)
     return candidates < ids
 
 
