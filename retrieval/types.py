@@ -216,7 +216,7 @@ class Explanation:
         mode, fusion: as asked for, or by default.
         where: the filter as it was understood; None without one.
         selectivity: share of the items looked at that the filter lets through, counted or estimated; None without.
-        plan: how the filter was applied: `ids first`, `candidates`, or `scan`.
+        plan: how the filter was applied: `ids first` or `candidates`.
         background: mean and standard deviation of the dense scores of the index, by modality.
         milliseconds: wall-clock time by stage.
         hits: one for each hit, in order.

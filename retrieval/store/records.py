@@ -76,7 +76,7 @@ class Selected:
 
     Attributes:
         candidates: at most k, best first.
-        plan: `ids first`, `candidates` or `scan`.
+        plan: `ids first` or `candidates`.
         selectivity: share of the items that pass: of all where that was counted, else of those looked at.
     """
 
