@@ -289,13 +289,13 @@ def _within(column: str, operator: str, start: object, end: object) -> _Sql:
     return _Sql(f"{column} {sign} ?", (bound,))
 
 
-def _nanoseconds(moment: str) -> int:
-    """Local wall-clock time as nanoseconds since 1970, as file systems have it; at most what a database holds."""
+def _nanoseconds(moment: str) -> float | int:
+    """Local wall-clock time as nanoseconds since 1970, as file systems have it; a float where it is past 64 bits."""
     try:
-        seconds = int(datetime.fromisoformat(moment).timestamp())
+        nanoseconds = int(datetime.fromisoformat(moment).timestamp()) * 10**9
     except (ValueError, OverflowError, OSError):
-        seconds = -(2**63) if moment < "1970" else 2**63
-    return max(-(2**63), min(2**63 - 1, seconds * 10**9))
+        return -math.inf if moment < "1970" else math.inf
+    return nanoseconds if abs(nanoseconds) < 2**63 else float(nanoseconds)
 
 
 def _text(column: str, operator: str, value: str) -> _Sql:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -88,9 +89,17 @@ class Corpus:
     store: LocalStore
     things: dict[int, tuple[Modality, Thing]]
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"<{len(self.things)} items>")  # Hypothesis refuses to show all that is in them
+
 
 def random_corpus(folder: Path, seed: int) -> Corpus:
-    """Two folders of pictures and texts, a manifest, rows without one; some of it removed again. The index is in `folder`."""
+    """Two folders of pictures and texts, a manifest, and rows without one; some of it is removed again.
+
+    Args:
+        folder: where the index goes.
+        seed: of all that is random.
+    """
     rng = random.Random(seed)
     store = LocalStore.create(folder / "index", model="fake", identity="fake-1", dim=DIM)
     made: dict[tuple[str, str], tuple[Modality, Thing]] = {}
@@ -312,7 +321,10 @@ def _within(moment: object, start: object, end: object) -> dict[str, bool]:
 
 
 def _ns(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp() * 1e9
+    try:
+        return datetime.fromisoformat(moment).timestamp() * 1e9
+    except ValueError:  # the first year and the end of the last, which no file is as old or as new as
+        return -math.inf if moment < "1970" else math.inf
 
 
 # Random filters
