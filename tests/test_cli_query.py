@@ -282,6 +282,106 @@ def test_what_makes_no_sense_is_one_error(
     assert {path: path.read_bytes() for path in indexed.rglob("*") if path.is_file()} == before
 
 
+WAYS = [
+    *(("--mode", mode, "--fusion", fusion) for mode in ("dense", "hybrid") for fusion in ("early", "late", "both")),
+    ("--mode", "lexical"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("query", "said", "code"),
+    [
+        ("red + + blue", "a clause is missing here\n  red + + blue\n        ^\nfor example: ", 2),
+        ('red "blue', 'not closed; write \\" for a quote itself\n  red "blue\n      ^\nfor example: ', 2),
+        ("red - 0:blue", "other than 0\n  red - 0:blue\n        ^\nfor example: ", 2),
+        ("1e999:red", "a finite number other than 0\n  1e999:red\n  ^\nfor example: ", 2),
+        ("red - -1e999:blue", "a finite number other than 0\n  red - -1e999:blue\n        ^\nfor example: ", 2),
+        (" + ".join(["red"] * 200), "more than 100 clauses\n", 2),
+        ("id:", "an item is named by its number, as hits show it\n  id:\n  ^\nfor example: ", 2),
+        ("  ", "the query is empty; type what you look for, for example: ", 2),
+    ],
+)
+def test_a_query_that_cannot_be_read_shows_the_place(
+    query: str, said: str, code: int, way: tuple[str, ...], run: Run, indexed: Path
+) -> None:
+    result = run("query", query, *way)
+    assert (result.code, result.out) == (code, "")
+    assert said in result.err and result.err.startswith("mmsearch: ")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_clauses_that_are_nothing(way: tuple[str, ...], run: Run, indexed: Path, tmp_path: Path) -> None:
+    """Lexical search passes over pictures and items, whatever they are."""
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8 no picture")
+    (tmp_path / "folder").mkdir()
+    clauses = {
+        "id:999999": (2, "there is no item 999999 in the index"),
+        f"{tmp_path}/none.jpg": (2, "none.jpg does not exist"),
+        f"{broken}": (1, "broken.jpg"),
+        f"{tmp_path}/folder": (1, "folder cannot be read"),
+        f"{indexed}/notes.md": (1, "notes.md"),
+    }
+    for clause, (code, said) in clauses.items():
+        for query in (f"red + {clause}", f"red - {clause}"):
+            result = run("query", query, *way)
+            if way == ("--mode", "lexical"):
+                assert result.code == 0
+                assert "the rest of the query was passed over" in result.err
+            else:
+                assert (result.code, result.out) == (code, ""), query
+                assert said in result.err and len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+def test_queries_with_nothing_to_rank_by(way: tuple[str, ...], run: Run, indexed: Path) -> None:
+    is_lexical = way == ("--mode", "lexical")
+    negative = run("query", "- red", *way)
+    cancelled = run("query", "red + blue - 2:red - 2:blue", *way)
+    weightless = run("query", "nan:red - inf:blue", *way)
+    assert weightless.code == 0, "words like others"
+    if is_lexical:
+        assert (negative.code, negative.out) == (2, "")
+        assert "lexical search looks for words: give it a text" in negative.err
+        assert cancelled.err.splitlines()[-1] == "nothing found"
+    else:
+        assert negative.err.splitlines()[0] == "only negative clauses: what is least like them comes first"
+        assert len(negative.out.splitlines()) == 5
+        assert "the clauses cancel each other out: there is nothing left to rank by" in cancelled.err
+        assert (cancelled.code, cancelled.out) == (0, "")
+
+
+def test_ctrl_c_is_130(run: Run, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmsearch.retrieval.searcher.Searcher.search", interrupted)
+    result = run("query", "red", "--json")
+    assert (result.code, result.out, result.err) == (130, "", "interrupted\n")
+
+
+def test_no_index_is_3(run: Run, tmp_path: Path) -> None:
+    result = run("query", "red", "--index", tmp_path / "none")
+    assert (result.code, result.out) == (3, "")
+    assert "mmsearch index FOLDER --index " in result.err
+
+
+def test_an_english_model_says_that_chinese_means_little(
+    run: Run, indexed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmsearch.retrieval.encoders.fake import FakeEncoder
+
+    encoder = FakeEncoder()
+    encoder.languages = ("en",)
+    monkeypatch.setattr("mmsearch.retrieval.encoders.models.load_encoder", lambda name, **options: encoder)
+    said = f"mmsearch: the model {encoder.name} understands English only: answers to this query mean little\n"
+    assert run("query", "红色").err.count(said) == 1
+    assert run("query", "red", "--minus", "红色").err.count(said) == 1
+    assert said not in run("query", "red").err
+    assert said not in run("query", "红色", "--mode", "lexical").err, "words are found in any language"
+
+
 def test_lexical_search_says_what_it_left_out(run: Run, indexed: Path) -> None:
     said = "looks for words only: the rest of the query was passed over"
     assert said not in run("query", "harbour - red", "--mode", "lexical").err

@@ -9,8 +9,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_the_command_reference_is_the_live_help(repository: Path, request: pytes
     assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"
 
 
-@pytest.mark.parametrize("name", [*_DOCUMENTS, "docs/query.md", "docs/tags.md"])
+@pytest.mark.parametrize("name", [*_DOCUMENTS, "docs/query.md", "docs/fusion.md", "docs/tags.md"])
 def test_documented_commands_exist(repository: Path, name: str) -> None:
     lines = [line for block in _blocks(repository / name, "sh") for line in block.splitlines()]
     calls = [shlex.split(line, comments=True) for line in lines if line.startswith("mmsearch ")]
@@ -102,6 +103,9 @@ def test_documented_python_runs(
     assert "red-square.png" in capsys.readouterr().out
 
 
+# Figures
+
+
 def _numbers(value: object) -> Iterator[float]:
     """Every number in what a JSON file holds."""
     if isinstance(value, dict):
@@ -128,3 +132,77 @@ def test_figures_in_tables_are_those_of_the_benchmark(repository: Path, page: st
     assert len(shown) >= 5
     assert [figure for figure in shown if figure not in known] == []
     assert f"benchmarks/{benchmark}.py" in "\n".join(lines)
+
+
+_FIGURES = re.compile(r"<!-- figures: (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+
+
+def _measured(repository: Path) -> list[dict[str, Any]]:
+    figures: list[dict[str, Any]] = json.loads((repository / "benchmarks" / "results" / "queries.json").read_text())[
+        "figures"
+    ]
+    return figures
+
+
+def _number(value: float, *, signed: bool = False) -> str:
+    return f"{value:{'+' if signed else ''}.3f}".replace("0.", ".", 1)
+
+
+def _against(ways: dict[str, Any], way: str, measure: str) -> str:
+    """How a way differs from the first one, with the interval."""
+    value, low, high = (_number(part, signed=True) for part in ways[way]["difference"][measure])
+    return f"{value} ({low} - {high})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _figure_tables(repository: Path) -> dict[str, str]:
+    """The tables of docs/fusion.md, made of the result of the benchmark."""
+    rows: dict[str, list[list[str]]] = {"composed": [], "negative": [], "hybrid": [], "templates": []}
+    for figure in _measured(repository):
+        if "ways" not in figure:
+            continue
+        ways, test = figure["ways"], figure["test"]
+        measure = {"negative": "as asked", "templates": "average precision"}.get(test, "mrr@10")
+        names = list(ways)
+        if test == "composed":
+            alone = max(names[4:], key=lambda name: ways[name][measure])
+            about, others = figure["clauses"], [*names[1:4], alone]
+        elif test == "negative":
+            about, others = f"{figure['pairs']} pairs", names[1:]
+        elif test == "hybrid":
+            languages = {"en": "English", "zh": "Chinese"}
+            about = f"{languages[figure['language']]}, {figure['captions']}"
+            about += f", {figure['targets']}" if "targets" in figure else ""
+            others = names[1:]
+        else:
+            about, others = f"{figure['queries']} {figure['queries are']}", names[1:]
+        rows[test].append(
+            [
+                figure["set"],
+                about,
+                _number(ways[names[0]][measure]),
+                *(_against(ways, way, measure) for way in others),
+            ]
+        )
+    heads = {
+        "composed": ["photos", "clauses", "early", "late", "both", "plain sum", "one clause"],
+        "negative": ["photos", "queries", "half", "without", "a quarter", "in full", "late", "both"],
+        "hybrid": ["photos", "captions", "dense", "lexical", "plain RRF", "hybrid"],
+        "templates": ["photos", "queries", "without templates", "with templates"],
+    }
+    return {name: _table(heads[name], rows[name]) for name in heads}
+
+
+def test_the_figures_of_fusion_are_those_of_the_benchmark(repository: Path, request: pytest.FixtureRequest) -> None:
+    path = repository / "docs" / "fusion.md"
+    tables = _figure_tables(repository)
+    page = path.read_text("utf-8")
+    expected = _FIGURES.sub(lambda at: f"<!-- figures: {at[1]} -->\n{tables[at[1]]}<!-- end -->\n", page)
+    if request.config.getoption("--update-goldens"):
+        path.write_text(expected, "utf-8")
+    assert {at[1] for at in _FIGURES.finditer(page)} == set(tables)
+    assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"

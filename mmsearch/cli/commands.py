@@ -300,7 +300,9 @@ def query(
     explain: Annotated[
         bool,
         typer.Option(
-            "--explain", help="Say how each hit was found, and how long each stage took.", rich_help_panel=_OUTPUT
+            "--explain",
+            help="Say how each hit was found, and how long each stage took; with --json as a field of each hit.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     as_json: Annotated[
@@ -342,15 +344,20 @@ def query(
     """Search the index with words, pictures, items, or all of them.
 
     A QUERY is clauses with + and - between them: 2:golden retriever + ./pool.jpg - fruit. A clause is words, the path
-    of a picture (beginning with ./ ../ / or ~/) or an item (id:17, more like this), with a weight before it if it is
-    to count more. Quotes make exact phrases, and words of what would mean something else: '"rock - paper"'.
+    of a picture (beginning with ./ ../ / or ~/) or an item (id:17, more like this; --json shows ids), with a weight
+    before it if it is to count more. Quotes make exact phrases, and words of what would mean something else:
+    '"rock - paper"'.
 
     A FILTER compares fields, with and, or, not, and parentheses: width >= 1000 and path ~ "*/beach/*"; taken in
     2024-05..2024-08; near(48.1, 11.5, 20km). Fields are path, folder, ext, modality, size, width, height, taken,
     modified, year, camera, lat, lon, tag and meta.NAME; operators are = != < <= > >= in, and ~ for globs.
 
-    On a terminal: rank, score, relevance and path, for texts a snippet. Elsewhere separated by tabs: rank, score,
-    path; for texts also the fragment and the text. Control characters in file names are shown as escapes.
+    On a terminal: rank, score, relevance and path, for texts also the place in the file and a snippet. Elsewhere
+    separated by tabs: rank, score, path; for texts also the fragment and the text. Control characters in file names
+    are shown as escapes.
+
+    On the same index: mmsearch explain shows where in a picture something is, mmsearch tag gives pictures tags to
+    filter by, mmsearch dupes finds near-duplicates among all pictures.
     """
     from mmsearch.index import Index
 
