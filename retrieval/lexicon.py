@@ -121,7 +121,7 @@ def word_query(
     Args:
         texts: of clauses to find, the text and its exact phrases.
         excluded: the same of clauses to leave out: rows with all the words and phrases of one.
-        frequency: in how many rows an expression is, counted up to a limit: (expression, limit).
+        frequency: in how many rows an expression is, up to a limit: (expression, limit).
         total: how many rows there are.
         common: whether words that more than half of the rows have count where there are no others.
     """
@@ -150,13 +150,12 @@ def word_query(
 
 
 def _counted(words: Sequence[Word], frequency: Callable[[str, int], int], total: int) -> dict[Word, int]:
-    """How many rows have each word, counted up to a limit that one of them does not reach, or that is half of all."""
-    limit, half = _COUNTED, int(_COMMON_SHARE * total) + 1
-    counted = {word: frequency(word.match, limit) for word in words}
+    """How many rows have each word, up to a limit that one of them does not reach, or that is half of all."""
+    counted = {word: frequency(word.match, _COUNTED) for word in words}
     found = [word for word, rows in counted.items() if rows]
-    while found and limit < half and all(counted[word] == limit for word in found):
-        limit = min(4 * limit, half)
-        counted |= {word: frequency(word.match, limit) for word in found}
+    half = int(_COMMON_SHARE * total) + 1
+    if half > _COUNTED and all(counted[word] == _COUNTED for word in found):
+        counted |= {word: frequency(word.match, half) for word in found}
     return counted
 
 

@@ -1,4 +1,4 @@
-"""How a filter is applied: what a sample tells of it, which way is taken for that, and that both ways are there."""
+"""What samples tell of filters and of words, and how a filter is applied for that: that both ways are there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from store_kit import PRECISION, key
 
 from mmsearch.retrieval.conditions import FUNCTIONS, compile_filter, condition_of
 from mmsearch.retrieval.filters import Filter, format_filter
-from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot, selection
+from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot, lexical, selection
 from mmsearch.retrieval.store.records import Condition
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Stamp
 
@@ -69,7 +69,7 @@ def _selected(snapshot: Snapshot, where: str, k: int = 10) -> tuple[list[int], s
 
 def test_a_sample_lies_within_the_ids_and_all_over_them() -> None:
     for last in (1, 2, 799, 800, 5000, 1_000_003):
-        ids = selection._spread(last)
+        ids = selection.spread(last, 800)
         assert ids == sorted(set(ids))
         assert ids[0] >= 1
         assert ids[-1] <= last
@@ -81,7 +81,7 @@ def test_a_sample_lies_within_the_ids_and_all_over_them() -> None:
 @pytest.mark.parametrize("step", [2, 3, 4, 5, 7, 8, 10, 16, 50, 64, 100])
 @pytest.mark.parametrize("last", [5_000, 65_536, 200_000, 300_000])
 def test_a_sample_keeps_no_step_with_the_items(step: int, last: int) -> None:
-    ids = selection._spread(last)
+    ids = selection.spread(last, 800)
     for rest in {0, step // 2}:
         share = sum(number % step == rest for number in ids) / len(ids)
         assert share == pytest.approx(1 / step, abs=0.05)
@@ -237,3 +237,30 @@ def test_items_that_are_given_are_looked_up_by_id(snapshot: Snapshot, where: str
     searched = [detail for detail in plan if "items" in detail or "assets" in detail]
     assert searched
     assert all("SEARCH" in detail and "INTEGER PRIMARY KEY" in detail for detail in searched), plan
+
+
+# Words
+
+
+@pytest.mark.parametrize(("word", "rows"), [("jpg", COUNT), ("even", COUNT // 2)])
+def test_many_rows_with_a_word_are_estimated(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, word: str, rows: int
+) -> None:
+    monkeypatch.setattr(lexical, "_EXACTLY", rows // 4)
+    assert lexical.word_frequency(snapshot, word, COUNT) == pytest.approx(rows, rel=0.02)
+    assert lexical.word_frequency(snapshot, word, rows // 2) == rows // 2
+    assert lexical.word_frequency(snapshot, word, rows // 8) == rows // 8
+
+
+def test_few_rows_with_a_word_are_counted(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    for exactly in (2, 3, 20_000):
+        monkeypatch.setattr(lexical, "_EXACTLY", exactly)
+        assert lexical.word_frequency(snapshot, '"7"', COUNT) == 1
+        assert lexical.word_frequency(snapshot, "nowhere", COUNT) == 0
+
+
+def test_an_estimate_is_no_less_than_what_was_counted(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No window has the only row with the word."""
+    monkeypatch.setattr(lexical, "_EXACTLY", 1)
+    monkeypatch.setattr(lexical, "spread", lambda last, count: [1])
+    assert lexical.word_frequency(snapshot, '"1100"', COUNT) == 1

@@ -8,7 +8,7 @@ from itertools import compress, islice
 from typing import TYPE_CHECKING
 
 from mmsearch.retrieval.store.records import Candidate, Condition
-from mmsearch.retrieval.store.selection import passing
+from mmsearch.retrieval.store.selection import passing, spread
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.lexicon import WordQuery
@@ -38,6 +38,10 @@ _HAVING_EACH = _HAVING.replace("+rowid", "rowid")
 _PER_ROW = 400
 """Rather than ask for a row, so many rows that have a word can be read."""
 _OLDEST = "SELECT MIN(rowid) FROM (SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?)"
+_COUNT = "SELECT COUNT(*) FROM (SELECT rowid FROM words WHERE words MATCH ? LIMIT ?)"
+_EXACTLY, _WINDOWS, _WINDOW = 20_000, 16, 256
+"""More rows than so many are told by those of some windows of so many ids each, which is faster than to count."""
+_IN_WINDOWS = "FROM json_each(?) AS first CROSS JOIN {0} WHERE {0}.{1} BETWEEN first.value AND first.value + ?"
 _OF_MODALITY = "SELECT item_id FROM items WHERE modality = ? AND item_id IN (SELECT value FROM json_each(?))"
 
 
@@ -78,9 +82,17 @@ def search_words(
 
 
 def word_frequency(snapshot: Snapshot, match: str, limit: int) -> int:
-    """How many items have words that an FTS5 expression matches, counted up to a limit."""
-    statement = "SELECT COUNT(*) FROM (SELECT rowid FROM words WHERE words MATCH ? LIMIT ?)"
-    return int(snapshot.select(statement, (match, limit))[0][0])
+    """How many items have words that an FTS5 expression matches, up to a limit; many are estimated, not counted."""
+    ((counted,),) = snapshot.select(_COUNT, (match, min(limit, _EXACTLY)))
+    if counted < _EXACTLY or limit <= _EXACTLY:
+        return int(counted)
+    ((last,),) = snapshot.select("SELECT MAX(item_id) FROM items")
+    windows = json.dumps(spread(last, _WINDOWS)), _WINDOW - 1
+    ((there,),) = snapshot.select(f"SELECT COUNT(*) {_IN_WINDOWS.format('items', 'item_id')}", windows)
+    having = f"SELECT COUNT(*) {_IN_WINDOWS.format('words', 'rowid')} AND words MATCH ?"
+    ((found,),) = snapshot.select(having, (*windows, match))
+    estimated: int = round(found / max(1, there) * sum(snapshot.counts.values()))
+    return min(limit, max(int(counted), estimated))
 
 
 def found_words(snapshot: Snapshot, query: WordQuery, item_ids: list[int]) -> dict[int, tuple[str, ...]]:

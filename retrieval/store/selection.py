@@ -169,10 +169,13 @@ def _sampled_share(snapshot: Snapshot, space: Modality, where: Condition) -> flo
     last = snapshot.select("SELECT MAX(item_id) FROM items")[0][0] or 0
     statement = f"SELECT COUNT(*), COUNT(CASE WHEN {where.of_one} THEN 1 END) {_GIVEN} WHERE items.modality = ?"
     # Bound in the order of the statement's text: what is counted comes before what is given.
-    seen, passed = snapshot.select(statement, (*where.parameters, json.dumps(_spread(last)), space))[0]
+    seen, passed = snapshot.select(statement, (*where.parameters, json.dumps(spread(last, 2 * _PROBES)), space))[0]
     return passed / seen if seen else 1.0
 
 
-def _spread(last: int) -> list[int]:
-    """Numbers from 1 to `last`, evenly spread but in no step that items may follow too (the golden ratio's)."""
-    return sorted({1 + int(number * _GOLDEN % 1 * last) for number in range(2 * _PROBES)})
+def spread(last: int, count: int) -> list[int]:
+    """At most `count` numbers from 1 to `last`, evenly spread but in no step that items may follow too.
+
+    They are multiples of the golden ratio.
+    """
+    return sorted({1 + int(number * _GOLDEN % 1 * last) for number in range(count)})
