@@ -20,6 +20,8 @@ MAX_COMPARISONS = 200
 """Values of lists counted."""
 MAX_DEPTH = 12
 """Of parentheses and `not`; of 17 of them the parser of SQLite can run out of stack."""
+MAX_VALUE = 4096
+"""Characters of a value or of the name of a column; no path is longer."""
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~"]
 Kind = Literal["number", "size", "date", "year", "modality", "text", "any"]
