@@ -20,6 +20,8 @@ MAX_COMPARISONS = 200
 """Values of lists counted."""
 MAX_DEPTH = 12
 """Of parentheses and `not`; of 17 of them the parser of SQLite can run out of stack."""
+MAX_VALUE = 4096
+"""Characters of a value or of the name of a column; no path is longer."""
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~"]
 Kind = Literal["number", "size", "date", "year", "modality", "text", "any"]
@@ -44,6 +46,7 @@ FIELDS: dict[str, Kind] = {
 """The fields of a filter, beside `meta.NAME`."""
 
 _EXAMPLE = "width >= 1000 and taken in 2024-05..2024-08 and not tag = draft"
+_NEAR = "near(48.137, 11.575, 20km)"
 _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _METRES = {"m": 1.0, "km": 1000.0, "mi": 1609.344}
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -62,8 +65,10 @@ _OTHER_NAMES = {
     "file": "path",
     "filename": "path",
     "format": "ext",
+    "gps": "near",
     "keyword": "tag",
     "label": "tag",
+    "location": "near",
     "latitude": "lat",
     "longitude": "lon",
     "make": "camera",
@@ -71,6 +76,7 @@ _OTHER_NAMES = {
     "month": "taken",
     "mtime": "modified",
     "name": "path",
+    "place": "near",
     "time": "taken",
     "type": "ext",
 }
@@ -200,15 +206,15 @@ def _no_field(name: str) -> str:
     fields = [*FIELDS, "meta.NAME"]
     near = get_close_matches(name.lower(), [*fields, "near"], 1)
     meant = _OTHER_NAMES.get(name.lower()) or (near[0] if near else None)
-    meant = "near(48.137, 11.575, 20km)" if meant == "near" else meant
+    meant = _NEAR if meant == "near" else meant
     shown = name if len(name) <= 40 else f"{name[:40]}..."
-    hint = f"did you mean `{meant}`? The" if meant else "the"
-    return f"there is no field `{shown}`; {hint} fields are {', '.join(fields)}"
+    hint = f"did you mean `{meant}`?" if meant else f"a column of a manifest is `{_field(f'meta.{shown}')}`."
+    return f"there is no field `{shown}`; {hint} The fields are {', '.join(fields)}"
 
 
 def _is_reversed(first: Value | None, last: Value | None) -> bool:
     if isinstance(first, Period) and isinstance(last, Period):
-        return first.start > last.start
+        return first.start >= last.end
     return isinstance(first, int | float) and isinstance(last, int | float) and first > last
 
 
@@ -333,6 +339,7 @@ class _Parser:
         operator = "=" if sign.text == "==" else sign.text
         if sign.kind != "sign" or operator in "(),":
             message = f"an operator is missing after `{token.text}`: = != < <= > >= in ~"
+            message += "; `not` stands before the field" if sign.text.lower() == "not" else ""
             raise self._error(message, sign.at)
         if kind in ("text", "modality") and operator[0] in "<>":
             raise self._error(f"`{field}` is text, which is compared with = != in ~", sign.at)
@@ -359,13 +366,15 @@ class _Parser:
     def _field_of(self, token: _Token) -> str:
         name = token.text
         if name.lower().startswith("meta."):
-            column = name[5:]
-            column = _unquoted(column) if column[:1] in ('"', "'") else column
+            is_quoted = name[5:6] in ('"', "'")
+            column = self._text_of(_Token(name[5:], token.at, "quoted" if is_quoted else "word"))
             if not column:
                 raise self._error("the name of a column is missing", token.at, "meta.price < 40")
             return f"meta.{column}"
         if name.lower() in FIELDS:
             return name.lower()
+        if name.lower() in ("and", "or", "in"):
+            raise self._error(f"a comparison is missing before `{name}`", token.at)
         raise self._error(_no_field(name), token.at)
 
     def _in(self, field: str, kind: Kind) -> Filter:
@@ -403,20 +412,19 @@ class _Parser:
 
     def _near(self) -> Filter:
         self._expect("(")
-        example = "near(48.137, 11.575, 20km)"
         numbers: list[float] = []
         for number, (name, most) in enumerate((("latitude", 90.0), ("longitude", 180.0))):
             if number:
                 self._expect(",")
             token = self._take()
             if not _NUMBER.fullmatch(token.text) or abs(float(token.text)) > most:
-                raise self._error(f"a {name} is a number from -{most:g} to {most:g}", token.at, example)
+                raise self._error(f"a {name} is a number from -{most:g} to {most:g}", token.at, _NEAR)
             numbers.append(float(token.text))
         self._expect(",")
         token = self._with_unit(self._take(), _METRES)
         match = re.fullmatch(rf"({_NUMBER.pattern})\s*(m|km|mi)", token.text, re.ASCII | re.I)
         if match is None or not 0 < float(match[1]) * _METRES[match[2].lower()] < math.inf:
-            raise self._error("a distance is a number above 0 with m, km or mi", token.at, example)
+            raise self._error("a distance is a number above 0 with m, km or mi", token.at, _NEAR)
         self._expect(")")
         return Near(numbers[0], numbers[1], float(match[1]) * _METRES[match[2].lower()])
 
@@ -432,7 +440,7 @@ class _Parser:
     def _value(self, token: _Token, kind: Kind) -> Value:
         if kind == "size":
             token = self._with_unit(token, _BYTES)
-        text = _unquoted(token.text) if token.kind == "quoted" else token.text
+        text = self._text_of(token)
         readers: dict[Kind, Callable[[str, int], Value]] = {
             "number": self._number,
             "size": self._size,
@@ -447,6 +455,12 @@ class _Parser:
                 return text.lower() == "true"
             if _NUMBER.fullmatch(text):
                 return self._number(text, token.at)
+        return text
+
+    def _text_of(self, token: _Token) -> str:
+        text = _unquoted(token.text) if token.kind == "quoted" else token.text
+        if len(text) > MAX_VALUE:
+            raise self._error(f"this is longer than {MAX_VALUE:,} characters, as no value and no name is", token.at)
         return text
 
     def _number(self, text: str, at: int) -> float | int:
