@@ -18,7 +18,7 @@ photos of which all or half have captions; `benchmarks/queries.py` measures what
 
 WORDS_RANKED = 5_000
 """Of how many items with the words the newest are ranked for hybrid search. A word that more have says little, and to
-rank them all would take longer than to look at every picture. Lexical search ranks all."""
+rank them all would take longer than to look at every picture. Lexical search ranks all, and so does a filter."""
 
 
 def reciprocal_rank_fusion(

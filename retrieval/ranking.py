@@ -219,7 +219,8 @@ class Ranker:
                 yield weight, self._noted(clause.name, dense.space, self._search(dense.space, row, depth))
 
     def _search_words(self, words: WordQuery, space: Modality, depth: int) -> Ranking:
-        most = WORDS_RANKED if self.dense else None
+        # Of the newest with the words none may pass a filter.
+        most = WORDS_RANKED if self.dense and space not in self.where else None
         found = search_words(self.snapshot, words, space, self._depth(space, depth), self.where.get(space), most)
         self.has_words = self.has_words or bool(found)
         return self._without(found, depth)

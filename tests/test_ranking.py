@@ -530,6 +530,18 @@ def test_of_frequent_words_the_newest_items_are_ranked(tmp_path: Path, monkeypat
     assert len(search(built, "red", mode="lexical", k=120)) == len(captioned)
 
 
+def test_of_frequent_words_all_are_ranked_that_pass_a_filter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the newest items that have the words there may be none that passes."""
+    files = [File(f"{'old' if number < 30 else 'new'}/{number:03}.jpg") for number in range(120)]
+    built = build(tmp_path, files)
+    add_captions(built, tmp_path, [(file.uri, "a red dog") for number, file in enumerate(files) if number % 3])
+    monkeypatch.setattr("mmsearch.retrieval.ranking.WORDS_RANKED", 10)
+    found = search(built, "red", _axes(), mode="hybrid", k=120, where="folder = old")
+    assert len(found) == 30
+    worded = {one.item_id for one in found.explanation.hits if "words" in one.ranks}
+    assert worded == {number + 1 for number in range(30) if number % 3}
+
+
 def test_words_that_most_have_say_nothing_beside_meaning(tmp_path: Path) -> None:
     built = build(tmp_path, [File(f"red {number:03}.jpg") for number in range(150)])
     found = search(built, "red", _axes(), mode="hybrid", k=20)
