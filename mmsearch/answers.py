@@ -20,7 +20,7 @@ _SNIPPET = 160
 _BEFORE = 40
 """How many characters of a text are shown before the first word that was looked for."""
 _LOOKED_AT = 4000
-"""How many characters of a text are looked at for words: passages of files have fewer, rows of tables may have more."""
+"""How many characters of a text are looked at for words: passages have fewer, rows of tables may have more."""
 
 _DUPLICATES_SHOWN = 5
 _NARROWEST = 24

@@ -96,6 +96,12 @@ def test_a_snippet_shows_the_words_that_were_looked_for() -> None:
     assert answers.excerpt("credible " * 30 + "redo", ("red",), 160) == answers.one_line("credible " * 30, 160)
 
 
+def test_a_snippet_counts_only_the_words_that_it_shows() -> None:
+    filler = "nothing here " * 20
+    text = f"red {filler} blue kettle {filler} sea {filler}"
+    assert "blue kettle" in answers.excerpt(text, ("red", "blue", "kettle", "sea"), 160)
+
+
 def test_snippets_find_phrases_and_words_without_spaces() -> None:
     assert "no -entry" in answers.excerpt("nothing here " * 30 + "no -entry", ("no entry",), 60)
     text = "没有什么" * 60 + "沙滩上的狗" + "没有什么" * 60

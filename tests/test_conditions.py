@@ -39,6 +39,7 @@ from mmsearch.retrieval.globs import encoded_glob, encoded_path, matches_path
 from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot
 from mmsearch.retrieval.store.reader import StoredRoot
 from mmsearch.retrieval.store.schema import METADATA
+from mmsearch.retrieval.store.selection import passing
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root, Stamp
 
 _SPACES: tuple[Modality, ...] = ("image", "text")
@@ -147,7 +148,11 @@ def _passing(snapshot: Snapshot, filter_: Filter) -> set[int]:
         where = compile_filter(filter_, snapshot.roots(), space)
         assert where.sql.count("?") == len(where.parameters)
         statement = f"SELECT item_id FROM items JOIN assets USING (asset_id) WHERE items.modality = ? AND ({where.sql})"
-        found |= {row[0] for row in snapshot.select(statement, (space, *where.parameters))}
+        passed = {row[0] for row in snapshot.select(statement, (space, *where.parameters))}
+        ids = [row[0] for row in snapshot.select("SELECT item_id FROM items WHERE modality = ?", (space,))]
+        assert where.of_one.count("?") == len(where.parameters)
+        assert passing(snapshot, [*ids, 10**6], where) == passed  # by the form for given items
+        found |= passed
     return found
 
 
