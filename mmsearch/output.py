@@ -54,9 +54,11 @@ def write_path0(path: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """One JSON object on one line; readable where stdout can show it, always valid."""
+    """One JSON object on one line; readable where stdout can show it, always valid, and nothing a terminal obeys."""
     shown = plain(value)
     line = json.dumps(shown, ensure_ascii=False, allow_nan=False)
+    if not (line.isascii() and line.isprintable()):
+        line = "".join(f"\\u{ord(char):04x}" if _is_unsafe(char) else char for char in line)
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8" or not _encodable(line):
         line = json.dumps(shown, ensure_ascii=True, allow_nan=False)
     write(line)
@@ -79,9 +81,11 @@ def safe(text: str) -> str:
     """Text on one line, without anything that a terminal would obey: escapes instead."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        _escaped(char) if unicodedata.category(char) in _UNSAFE or char in _REVERSING else char for char in text
-    )
+    return "".join(_escaped(char) if _is_unsafe(char) else char for char in text)
+
+
+def _is_unsafe(char: str) -> bool:
+    return unicodedata.category(char) in _UNSAFE or char in _REVERSING
 
 
 def report_lines(report: Report) -> list[str]:
