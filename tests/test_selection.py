@@ -236,7 +236,7 @@ def test_a_sample_that_finds_nothing(corpora: list[Corpus], space: Modality, mon
     other = next(thing.item_id for thing in corpus.things if thing.space != space)
     miss = next(thing.item_id for thing in corpus.things if thing.space == space and thing.width != width)
     for given_ids in ([], [other], [10**9], [miss]):
-        monkeypatch.setattr(selection, "_spread", lambda last, given_ids=given_ids: given_ids)
+        monkeypatch.setattr(selection, "spread", lambda *_, given_ids=given_ids: given_ids)
         for question in (rare, all_):
             for k in (1, 5, 1000):
                 expected = _naive(corpus, space, query, k, question)
@@ -249,7 +249,7 @@ def test_a_sample_that_finds_nothing(corpora: list[Corpus], space: Modality, mon
 
 @pytest.mark.parametrize("last", [0, 1, 2, 7, 1000, 200_000, 10**9])
 def test_a_sample_is_of_ids_that_there_can_be(last: int) -> None:
-    sample = selection._spread(last)
+    sample = selection.spread(last, 800)
     assert len(sample) == len(set(sample))
     assert all(1 <= item_id <= max(1, last) for item_id in sample)
     assert len(sample) >= min(last, 700)
