@@ -106,7 +106,7 @@ def _column(column: sa.Column[object]) -> str:
 
 
 def _run(source: str, space: Modality, connection: sqlite3.Connection | None = None) -> list[int]:
-    """The assets that pass, by a statement that is as deep as those of the store."""
+    """The assets that pass, by statements that are as deep as those of the store, in both forms of the condition."""
     with contextlib.closing(connection or _database()) as connection:
         where = compile_filter(parse_filter(source), [_ROOT], space)
         statement = (
@@ -114,7 +114,15 @@ def _run(source: str, space: Modality, connection: sqlite3.Connection | None = N
             " WHERE items.modality = ? AND item_id IN (SELECT value FROM json_each(?)) AND passes"
         )
         ids = json.dumps(list(range(100)))
-        return [row[0] for row in connection.execute(statement, (*where.parameters, space, ids))]
+        passed = [row[0] for row in connection.execute(statement, (*where.parameters, space, ids))]
+        statement = (
+            f"SELECT asset_id, COUNT(CASE WHEN {where.of_one} THEN 1 END) AS passes FROM json_each(?) AS given"
+            " CROSS JOIN items ON item_id = given.value CROSS JOIN assets USING (asset_id) WHERE items.modality = ?"
+            " GROUP BY item_id"
+        )
+        counted = connection.execute(statement, (*where.parameters, ids, space)).fetchall()
+        assert sorted(passed) == sorted(asset_id for asset_id, passes in counted if passes)
+        return passed
 
 
 def _of_paths(paths: Sequence[str], source: str) -> set[str]:
