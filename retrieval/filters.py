@@ -407,7 +407,9 @@ class _Parser:
             for text, at in ((low, token.at), (high, token.at + len(low) + 2))
         )
         if isinstance(first, str | bool) or isinstance(last, str | bool):
-            raise self._error("a range is of numbers", token.at, "meta.price in 10..20")
+            raise self._error(
+                "a range is of numbers; texts are compared with >= and <=", token.at, "meta.price in 10..20"
+            )
         if _is_reversed(first, last):
             raise self._error("this range ends before it begins", token.at, f"{field} in {high}..{low}")
         return Between(field, first, last)

@@ -512,9 +512,10 @@ def test_no_statement_has_anything_of_what_is_written(column: str, value: str) -
     plain = compile_filter(Compare("meta.a", "=", "b"), [_ROOT], "image").sql
     filter_ = Compare(f"meta.{marks[0]}", "=", marks[1])
     where = compile_filter(filter_, [_ROOT], "image")
-    if marks[1].isascii():
+    if marks[0].isascii() and marks[1].isascii():
         assert where.sql == plain
-    assert marks[0] in where.parameters
+        assert marks[0] in where.parameters
+    assert not any(mark in where.sql for mark in ("q7z", "k9w"))
     for field in ("path", "folder", "ext", "camera", "tag"):
         for sign in ("=", "~"):
             where = compile_filter(Compare(field, sign, marks[1]), [_ROOT], "text")  # type: ignore[arg-type]
@@ -584,6 +585,7 @@ def test_the_fields_of_rows(tmp_path: Path) -> None:
             "meta.n in 10..20": "b",
             "meta.n = 30": "a",
             "meta.é = é": "b",
+            "meta.É = É": "b",
             "meta.nested ~ *a*": "",
             "meta.day >= 2024-05": "c",
             "meta.day ~ 2024-*": "c",
