@@ -310,12 +310,13 @@ def _text(column: str, operator: str, value: str) -> _Sql:
 def _meta_of(table: str, column: str, tests: Sequence[_Test]) -> _Sql:
     """Tests of one field of a row, or of any element where that is a list."""
     test = _all(tests, lambda *test: _meta_value("element", *test))
+    name = _text("entry.key", "=", column)
     return _Sql(
         f"EXISTS (SELECT 1 FROM json_each({table}.meta) AS entry JOIN json_each("
         "CASE entry.type WHEN 'array' THEN entry.value ELSE json_array(CASE entry.type WHEN 'true' THEN json('true')"
         " WHEN 'false' THEN json('false') ELSE entry.value END) END) AS element"
-        f" WHERE entry.key = ? COLLATE NOCASE AND ({test.text}))",
-        (column, *test.bound),
+        f" WHERE {name.text} AND ({test.text}))",
+        (*name.bound, *test.bound),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from mmsearch.retrieval.errors import FilterSyntaxError
+from mmsearch.retrieval.errors import FilterSyntaxError, UsageError
 from mmsearch.retrieval.periods import Period, read_period
 
 MAX_COMPARISONS = 200
@@ -149,7 +149,10 @@ def parse_filter(text: str) -> Filter:
 
     Raises:
         FilterSyntaxError: it cannot be meant; the message shows where and why.
+        UsageError: it is no text at all.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"a filter is a text, such as '{_EXAMPLE}', not {type(text).__name__}")
     return _Parser(text).parse()
 
 
@@ -325,6 +328,9 @@ class _Parser:
         token = self._take()
         if token.kind == "end":
             raise self._error("a comparison is missing here", token.at)
+        if self._next > 1 and self._ends_here() and token.text.lower() not in FIELDS:
+            message = "a comparison has a field, an operator and a value; one of several values is asked for with `in`"
+            raise self._error(message, token.at, "ext in (jpg, png)")
         if token.kind != "word":
             raise self._error("a field is missing here", token.at)
         if token.text.lower() == "near" and self._is("("):
@@ -350,6 +356,9 @@ class _Parser:
         if isinstance(read, bool) and operator[0] in "<>":
             raise self._error(f"`{value.text}` is compared with = and != only", value.at, "meta.draft = true")
         return Compare(field, operator, read)  # type: ignore[arg-type]
+
+    def _ends_here(self) -> bool:
+        return self._peek().kind == "end" or any(self._is(word) for word in (")", "and", "or"))
 
     def _counted(self, token: _Token) -> None:
         self._comparisons += 1
@@ -398,7 +407,9 @@ class _Parser:
             for text, at in ((low, token.at), (high, token.at + len(low) + 2))
         )
         if isinstance(first, str | bool) or isinstance(last, str | bool):
-            raise self._error("a range is of numbers", token.at, "meta.price in 10..20")
+            raise self._error(
+                "a range is of numbers; texts are compared with >= and <=", token.at, "meta.price in 10..20"
+            )
         if _is_reversed(first, last):
             raise self._error("this range ends before it begins", token.at, f"{field} in {high}..{low}")
         return Between(field, first, last)

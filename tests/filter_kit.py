@@ -442,7 +442,7 @@ def _times() -> st.SearchStrategy[Filter]:
 
 
 def _metas() -> st.SearchStrategy[Filter]:
-    names = [f"meta.{column}" for column in (*COLUMNS, "PRICE", "nowhere")]
+    names = [f"meta.{column}" for column in (*COLUMNS, "PRICE", "É", "nowhere")]
     numbers = st.sampled_from([5, 7, 12.5, 20, 30, 40])
     return st.one_of(
         _compared(names, _SIGNS, numbers),

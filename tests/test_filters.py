@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -130,6 +131,11 @@ def test_a_filter_is_read(source: str, filter_: Filter | None) -> None:
         ("tag = a and and tag = b", 12, "a comparison is missing before `and`"),
         ("tag = a and (in (a))", 13, "a comparison is missing before `in`"),
         ('"tag" = a', 0, "a field is missing here"),
+        ("year = 2021 or 2022", 15, "one of several values is asked for with `in`"),
+        ("(ext = jpg or 'png') and width > 1", 14, "one of several values is asked for with `in`"),
+        ("not draft and tag = a", 4, "one of several values is asked for with `in`"),
+        ("width > 1 and height", 20, "an operator is missing after `height`"),
+        ("draft", 0, "there is no field `draft`"),
         ("tag", 3, "an operator is missing after `tag`: = != < <= > >= in ~"),
         ("tag draft", 4, "an operator is missing after `tag`"),
         ("tag =", 5, "a value is missing after `=`"),
@@ -236,6 +242,12 @@ def test_a_mistake_is_shown(source: str, marked: int, problem: str) -> None:
         assert message.splitlines()[2].index("^") == 2 + marked
     copy = pickle.loads(pickle.dumps(raised.value))
     assert (str(copy), copy.position) == (str(raised.value), marked)
+
+
+@pytest.mark.parametrize("where", [5, None, True, b"width > 1", ["width > 1"], Path("a")])
+def test_a_filter_is_a_text(where: object) -> None:
+    with pytest.raises(UsageError, match=f"a filter is a text, such as .*, not {type(where).__name__}"):
+        parse_filter(where)  # type: ignore[arg-type]
 
 
 def test_values_have_a_longest() -> None:
