@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from mmsearch.retrieval.ranking import Ranker, compose
 from mmsearch.retrieval.shaper import Shaper, Shown
 from mmsearch.retrieval.shaping import newest_first
 from mmsearch.retrieval.store.lexical import found_words, word_frequency
-from mmsearch.retrieval.store.selection import count_where
+from mmsearch.retrieval.store.selection import count_where, meta_columns
 from mmsearch.retrieval.types import (
     Answer,
     ClauseScore,
@@ -120,7 +120,7 @@ class _Search:
         self._since = time.perf_counter()
 
     def run(self) -> Answer:
-        filter_, conditions = self._filter()
+        filter_, conditions = self._filter(self._spaces)
         words = self._words()
         clauses = self._embedded()
         dense = [compose(self._calibration, space, clauses) for space in self._spaces] if clauses else []
@@ -170,8 +170,8 @@ class _Search:
         chosen = _SPACES if modality == "all" else (modality,)
         return tuple(space for space in chosen if self._snapshot.counts.get(space, 0))
 
-    def _filter(self) -> tuple[str | None, dict[Modality, Condition]]:
-        """The filter as it was understood, and its condition for each modality."""
+    def _filter(self, spaces: Sequence[Modality]) -> tuple[str | None, dict[Modality, Condition]]:
+        """The filter as it was understood, and its condition for each of some modalities."""
         if self._options.where is None:
             return None, {}
         from mmsearch.retrieval.conditions import FUNCTIONS, compile_filter
@@ -180,7 +180,7 @@ class _Search:
         filter_ = parse_filter(self._options.where)
         self._snapshot.register(FUNCTIONS)
         roots = self._snapshot.roots()
-        conditions = {space: compile_filter(filter_, roots, space) for space in self._spaces}
+        conditions = {space: compile_filter(filter_, roots, space) for space in spaces}
         self._timed("filter")
         return format_filter(filter_), conditions
 
@@ -267,11 +267,20 @@ class _Search:
         if before:
             return [f"offset {self._options.offset:,} passes over every hit ({before:,} in all)"]
         if conditions and not any(count_where(self._snapshot, *each) for each in conditions.items()):
-            return ["no item passes the filter"]
+            return self._why_none_passes(set[str]().union(*(each.fields for each in conditions.values())))
         best = ranker.best_relevances()
         if self._options.min_relevance and best:
             return [f"the most relevant item here has {max(best):.2f}, less than {self._options.min_relevance:g}"]
         return []
+
+    def _why_none_passes(self, fields: set[str]) -> list[str]:
+        """Why a filter of these fields lets nothing through: a column that is not there, or the other modality."""
+        said = ["no item passes the filter", *_unknown_columns(self._snapshot, fields)]
+        others = [space for space in _SPACES if space not in self._spaces and self._snapshot.counts.get(space, 0)]
+        for space, condition in self._filter(others)[1].items():
+            if count := count_where(self._snapshot, space, condition):
+                said.append(f"items of modality {space} do: {count:,}")
+        return said
 
     def _explained(self, hits: Sequence[Hit], ranker: Ranker) -> tuple[HitExplanation, ...]:
         words: dict[int, tuple[str, ...]] = {}
@@ -334,3 +343,19 @@ def _hit(
         others=others,
         duplicates=duplicates,
     )
+
+
+def _unknown_columns(snapshot: Snapshot, fields: Iterable[str]) -> list[str]:
+    """What there is to say of columns that a filter names and no item has."""
+    named = sorted(field.removeprefix("meta.") for field in fields if field.startswith("meta."))
+    if not named:
+        return []
+    from difflib import get_close_matches
+
+    there = {column.casefold(): column for column in meta_columns(snapshot)}
+    said = []
+    for column in named:
+        if column.casefold() not in there:
+            near = get_close_matches(column.casefold(), there, 1)
+            said.append(f"no item has a column {column!r}" + (f"; did you mean {there[near[0]]!r}?" if near else ""))
+    return said

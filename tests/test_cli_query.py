@@ -123,9 +123,10 @@ def test_what_is_not_relevant_enough_is_left_out(run: Run, tmp_path: Path, draw:
     kept = run("query", "red", "-k", "150", "--json", "--mode", "dense", "--min-relevance", str(limit)).json
     assert [hit["relevance"] for hit in kept] == pytest.approx([value for value in found if value >= limit])
     assert 0 < len(kept) < len(found) == 150
-    nothing = run("query", "red", "--mode", "dense", "--min-relevance", "1")
+    best = run("query", "zebra", "--json", "--mode", "dense").json[0]["relevance"]
+    nothing = run("query", "zebra", "--mode", "dense", "--min-relevance", "0.9")
     assert (nothing.code, nothing.out) == (0, "")
-    assert f"the most relevant item here has {max(found):.2f}, less than 1" in nothing.err
+    assert f"the most relevant item here has {best:.2f}, less than 0.9" in nothing.err
 
 
 def test_why_nothing_was_found(run: Run, indexed: Path) -> None:
@@ -133,6 +134,24 @@ def test_why_nothing_was_found(run: Run, indexed: Path) -> None:
     assert (result.code, result.out) == (0, "")
     assert result.err.splitlines() == ["no item passes the filter", "nothing found"]
     assert "passes the filter" not in run("query", "red", "--where", "width > 200").err
+    result = run("query", "red", "--where", "ext = txt")
+    assert result.err.splitlines() == ["no item passes the filter", "items of modality text do: 1", "nothing found"]
+    assert run("query", "red", "--where", "ext = txt", "--modality", "text").out
+
+
+def test_a_misspelt_column_is_told_of(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("text,Price,maker\na red cup,4.5,Alessi\na blue cup,5,\n")
+    assert run("index", tmp_path / "shop.csv", "--model", "fake").code == 0
+    assert "a red cup" in run("query", "cup", "--where", "meta.price < 5", "--json").out
+    result = run("query", "cup", "--where", "meta.prise < 5 and meta.zzz = 1")
+    assert (result.code, result.out) == (0, "")
+    assert result.err.splitlines() == [
+        "no item passes the filter",
+        "no item has a column 'prise'; did you mean 'Price'?",
+        "no item has a column 'zzz'",
+        "nothing found",
+    ]
+    assert "column" not in run("query", "cup", "--where", "meta.price > 90").err
 
 
 @pytest.mark.parametrize(

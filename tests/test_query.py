@@ -112,8 +112,6 @@ def test_words_of_a_command_line_are_joined() -> None:
 @pytest.mark.parametrize(
     ("source", "position", "said"),
     [
-        ("", 0, "empty"),
-        ("   ", 0, "empty"),
         ("dog + + cat", 6, "missing"),
         ("dog +", 5, "missing"),
         ("+", 1, "missing"),
@@ -144,6 +142,14 @@ def test_errors_show_the_place_and_an_example(source: str, position: int, said: 
     assert caret.strip() == "^"
     assert len(shown) <= 2 + 75
     assert parse(example.removeprefix("for example: "))
+
+
+@pytest.mark.parametrize("source", ["", "   "])
+def test_an_empty_query_is_told_of_without_a_place(source: str) -> None:
+    with pytest.raises(QuerySyntaxError, match=r"^the query is empty; .*, for example: ") as caught:
+        parse(source)
+    assert caught.value.position == 0
+    assert parse(str(caught.value).partition("for example: ")[2])
 
 
 def test_the_caret_is_under_the_place_in_wide_text_too() -> None:

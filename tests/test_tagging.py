@@ -26,6 +26,7 @@ from mmsearch.retrieval.errors import FilterSyntaxError, IndexLocked, ModelMisma
 from mmsearch.retrieval.probes import PROBES
 from mmsearch.retrieval.store import LocalStore, NewItem
 from mmsearch.retrieval.store.doctor import examine
+from mmsearch.retrieval.store.words import refill_words
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Root, Stamp
 
 Run = Callable[..., Result]
@@ -178,7 +179,13 @@ def test_labels_do_not_depend_on_each_other(store: LocalStore, encoder: FakeEnco
 @pytest.mark.parametrize("values", [[0.0, 1.0, 2.0, 3.0, 4.0], [5.0] * 5])
 def test_symmetrical_scores_do_not_lean(values: list[float]) -> None:
     assert lean_of(np.array(values)[:, None]).tolist() == pytest.approx([1.0])
-    assert lean_of(np.array([[0.0], [1.0], [1.0], [5.0], [9.0]]))[0] > 2
+
+
+def test_scores_with_a_long_upper_tail_lean_and_few_of_them_less() -> None:
+    scores = np.array([[0.0], [1.0], [1.0], [2.0], [3.0]])
+    few, many = lean_of(scores)[0], lean_of(np.repeat(scores, 1000, axis=0))[0]
+    assert 1 < few < 1.1
+    assert 1.5 < many < 2.2 == lean_of(np.repeat(scores**3, 1000, axis=0))[0]
 
 
 # What stays, and what goes
@@ -199,6 +206,7 @@ def test_a_run_replaces_its_own_tags_only(store: LocalStore, encoder: FakeEncode
     with sqlite3.connect(store.path / "catalog.sqlite") as connection:  # as somebody's own tags are written
         connection.execute("INSERT OR REPLACE INTO tags SELECT asset_id, 'RED', NULL FROM assets WHERE uri = '1.jpg'")
         connection.execute("INSERT OR REPLACE INTO tags SELECT asset_id, 'mine', NULL FROM assets WHERE uri = '0.jpg'")
+        refill_words(connection)
     connection.close()
     tag(store, labels_of("red"), lambda: encoder, min_relevance=0.7)
     strict = tags_of(store)
@@ -539,5 +547,5 @@ def test_the_starter_tags_photos(run: Run, shared: Path, tmp_path: Path) -> None
     assert run("tag", *wanted, "elephant", "wedding").code == 0
     found = tags_of(LocalStore.open(tmp_path / "index"))
     pairs = [(Path(uri).name.startswith(name.replace(" ", "%20")), name) for uri, own in found.items() for name in own]
-    assert len(pairs) >= 20
+    assert len(pairs) >= 15
     assert sum(right for right, _ in pairs) / len(pairs) >= 0.9

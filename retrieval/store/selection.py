@@ -120,6 +120,12 @@ def pages_where(snapshot: Snapshot, space: Modality, where: Condition | None, si
             yield np.array(rows, np.int64)
 
 
+def meta_columns(snapshot: Snapshot) -> list[str]:
+    """The names of the columns that manifests and programs gave to items, in order."""
+    statement = "SELECT DISTINCT entry.key FROM assets, json_each(assets.meta) AS entry ORDER BY 1"
+    return [row[0] for row in snapshot.select(statement)]
+
+
 def folders_of(snapshot: Snapshot, space: Modality, where: Condition | None) -> set[tuple[int, str]] | None:
     """The folders that items of a modality which pass a filter lie in, each as (root id, uri) at least once.
 
