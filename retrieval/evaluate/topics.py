@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -188,6 +189,6 @@ def search_topics(
 def _falling(found: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """Pairs whose scores say the order: where a stage has its own idea of it, or scores are equal, 1 / rank."""
     scores = [score for _, score in found]
-    if all(first > second for first, second in zip(scores, scores[1:], strict=False)):
+    if all(first > second for first, second in pairwise(scores)):
         return found
     return [(name, 1.0 / rank) for rank, (name, _) in enumerate(found, 1)]
