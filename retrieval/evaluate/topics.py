@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.store.reader import Snapshot
 
 _SHOWN = 5
-_KEPT = "/#:@,+=!~()&$'*;[]"  # what of ASCII beside letters and digits a name in a run file keeps
+_KEPT = "/:@,+=!~()&$'*;[]"  # what of ASCII beside letters and digits a name in a run file keeps
 
 Ranked = dict[str, list[tuple[str, float]]]
 """For each query (document, score) pairs, best first; scores never rise."""
@@ -58,7 +58,7 @@ def document(name: str) -> str:
 
 
 def _is_plain(name: str) -> bool:
-    return name.isascii() and name.isprintable() and " " not in name
+    return name.isascii() and name.isprintable() and " " not in name and "#" not in name
 
 
 def caption_names(captions: CaptionSet) -> list[str]:
