@@ -310,9 +310,7 @@ class _Evaluation:
         systems = report.systems
         differences = compared(systems[0], systems[1:])
         if answers is not None and self._asked.run is not None:
-            write_run(
-                self._asked.run, {query: dict(found) for query, found in answers.ranked.items()}, tag=systems[0].name
-            )
+            write_run(self._asked.run, answers.ranked, tag=systems[0].name)
         if answers is not None and self._asked.compare is not None:
             old = answers_of_run(answers, read_run(self._asked.compare), self._asked.compare)
             baseline = System(str(self._asked.compare), None, None, outcomes_of_answers(old))
