@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mmsearch.indexers.train.figures import LANGUAGES, SENTENCES, retrieval_figures, retrieval_ranks
-from mmsearch.retrieval import evaluate
 from mmsearch.retrieval.evaluate import (
+    embeddings,
     first_ranks,
     overlap_at_k,
     paired_bootstrap,
@@ -58,7 +58,7 @@ def test_first_ranks_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch)
     queries, items = rng.normal(size=(23, 4)).astype(np.float32), rng.normal(size=(9, 4)).astype(np.float32)
     relevant = [[i % 9, (i * 5) % 9] for i in range(23)]
     whole = first_ranks(queries, items, relevant)
-    monkeypatch.setattr(evaluate, "_BLOCK", 5)
+    monkeypatch.setattr(embeddings, "_BLOCK", 5)
     assert first_ranks(queries, items, relevant).tolist() == whole.tolist()
 
 
