@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from cli_kit import Result
 
 import mmsearch
 from mmsearch.retrieval.encoders.fake import FakeEncoder
-from mmsearch.retrieval.errors import MediaError, MissingExtra, UsageError
-from mmsearch.retrieval.evaluate.measures import measure_embeddings, measure_run
-from mmsearch.retrieval.evaluate.runs import read_qrels, read_run, read_topics, write_run
+from mmsearch.retrieval.errors import MissingExtra
+from mmsearch.retrieval.evaluate.runs import read_run, write_run
 
 Run = Callable[..., Result]
 
@@ -236,22 +234,6 @@ def test_trec_topics_with_unknown_ids(run: Run, index: Path, tmp_path: Path) -> 
     assert run(*asked).code == 2
 
 
-def test_trec_files_that_are_broken(tmp_path: Path) -> None:
-    for read, content in ((read_run, "a Q0 b 1 x t\n"), (read_qrels, "a 0 b\n"), (read_topics, "no tab\n")):
-        path = tmp_path / "file"
-        path.write_text(content, "utf-8")
-        with pytest.raises(MediaError, match="line 1"):
-            read(path)
-    path.write_text("\n", "utf-8")
-    with pytest.raises(UsageError, match="no topics"):
-        read_topics(path)
-
-
-def test_a_run_reads_as_it_was_written(tmp_path: Path) -> None:
-    write_run(tmp_path / "r", {"q": [("a", 0.1 + 0.2), ("b", 1e-300)]}, tag="my model")
-    assert read_run(tmp_path / "r") == {"q": {"a": 0.1 + 0.2, "b": 1e-300}}
-
-
 def test_curves_are_drawn(run: Run, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     assert run("eval", captions, "--plot", tmp_path / "c.png").code == 0
@@ -260,42 +242,6 @@ def test_curves_are_drawn(run: Run, captions: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"mmsearch\[plot\]"):
         mmsearch.evaluate(captions, plot=tmp_path / "d.png")
-
-
-def test_vectors_and_runs_are_measured_alike() -> None:
-    rng = np.random.default_rng(0)
-    queries = rng.integers(-1, 2, (40, 3)).astype(np.float32)  # whole numbers: many scores are equal
-    items = rng.integers(-1, 2, (30, 3)).astype(np.float32)
-    relevant = [sorted(rng.choice(30, rng.integers(1, 4), replace=False).tolist()) for _ in queries]
-    names = [f"i{number}" for number in rng.permutation(30)]
-    ids = [f"q{number}" for number in range(40)]
-    a = measure_embeddings(queries, items, relevant, ids=ids, item_ids=names)
-    run = {
-        one: dict(zip(names, (items @ query).tolist(), strict=True)) for one, query in zip(ids, queries, strict=True)
-    }
-    qrels = {one: {names[row]: 1 for row in rows} for one, rows in zip(ids, relevant, strict=True)}
-    b = measure_run(run, qrels)
-    assert a.means == b.means
-    assert a.expected == pytest.approx(b.expected)
-    for name in a.values:
-        np.testing.assert_array_equal(a.values[name], b.values[name])
-
-
-def test_the_expected_value_is_that_over_all_orders() -> None:
-    rng = np.random.default_rng(1)
-    queries = rng.integers(-1, 2, (5, 2)).astype(np.float32)
-    items = rng.integers(-1, 2, (6, 2)).astype(np.float32)
-    relevant = [[0, 3], [1], [2, 4, 5], [5], [0]]
-    ids = list("abcde")
-    found = measure_embeddings(queries, items, relevant, ids=ids, item_ids=list("012345"), ks=(1, 2))
-    orders = [
-        measure_embeddings(
-            queries, items, relevant, ids=ids, item_ids=[f"{one:03}" for one in rng.permutation(6)], ks=(1, 2)
-        ).means
-        for _ in range(3000)
-    ]
-    for name, value in found.expected.items():
-        assert value == pytest.approx(np.mean([means[name] for means in orders]), abs=0.02)
 
 
 def test_the_starters_quality_is_the_golden_one(shared: Path, repository: Path) -> None:

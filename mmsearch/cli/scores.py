@@ -108,7 +108,7 @@ def _ties(report: EvalReport) -> list[str]:
             ]
             if off:
                 where = f"{safe(system.name)}, {_title(outcome.direction, outcome.language)}"
-                lines.append(f"{where}: equal scores, in the order of names; over all their orders {'; '.join(off)}")
+                lines.append(f"{where}: equal scores, in the order of the file; over all their orders {'; '.join(off)}")
     return lines
 
 

@@ -79,6 +79,7 @@ def measure_embeddings(
     *,
     ids: Sequence[str] | None = None,
     item_ids: Sequence[int] | NDArray[np.int64] | None = None,
+    own: Sequence[int] | None = None,
     ks: Iterable[int] = KS,
     block: int | None = None,
 ) -> Evaluated:
@@ -95,6 +96,7 @@ def measure_embeddings(
         ids: of the queries; their numbers, if not given.
         item_ids: of the items, each once; their row numbers, if not given. Among equal scores the smaller one
             stands first.
+        own: for each query the row of `items` that is the query itself, which is not ranked.
         ks: where rankings are cut.
         block: queries scored at once; as many as make some 4 million scores, if not given.
 
@@ -108,6 +110,8 @@ def measure_embeddings(
     names = tuple(map(str, range(len(queries)))) if ids is None else tuple(ids)
     _check(queries, items, relevant, names)
     query, row, grade = _judgements(relevant, len(items))
+    if own is not None and item_ids is not None:
+        raise UsageError("own counts rows of items in their order: give no item ids with it")
     if item_ids is not None:
         items, row = _by_id(items, row, np.asarray(item_ids, np.int64))
     same = _same_rows(items)
@@ -119,6 +123,8 @@ def measure_embeddings(
             scores = queries[start : start + step] @ items.T
         if same is not None:
             scores = scores[:, same]
+        if own is not None:
+            scores[np.arange(len(scores)), own[start : start + step]] = np.nan
         retrieved[start : start + step] = scores.shape[1] - np.count_nonzero(np.isnan(scores), axis=1)
         part = slice(*np.searchsorted(query, [start, start + step]))
         above[part], tied[part] = _places(scores, query[part] - start, row[part])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mmsearch.retrieval.errors import UsageError
-from mmsearch.retrieval.evaluate.measures import measure_embeddings, measure_run
+from mmsearch.retrieval.evaluate.measures import KS, measure_embeddings, measure_run
 from mmsearch.retrieval.evaluate.report import Difference, Direction, Outcome, System
 from mmsearch.retrieval.evaluate.significance import paired_bootstrap
 from mmsearch.retrieval.evaluate.topics import caption_names, document
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluate.embedded import EmbeddedSet
     from mmsearch.retrieval.evaluate.measures import Evaluated
     from mmsearch.retrieval.evaluate.topics import Ranked, TopicSet
-
-KS = (1, 5, 10)
-"""Where lists are cut: as papers do it."""
 
 COMPARED = ("success@1", "success@10", "mrr")
 """Measures by which systems are compared."""
@@ -115,14 +112,13 @@ def _measured(asking: _Asking) -> Evaluated:
         asking.items,
         asking.relevant,
         ids=asking.query_names,
-        item_ids=asking.item_names,
         own=asking.own or None,
         ks=KS,
     )
 
 
 def answers_of_vectors(found: EmbeddedSet, direction: Direction, depth: int) -> Answers:
-    """The `depth` best of each list, equal scores by name of document, as `measure_embeddings` orders them."""
+    """The `depth` best of each list, equal scores in the order of the file, as `measure_embeddings` orders them."""
     ranked: Ranked = {}
     relevant: dict[str, Mapping[str, int]] = {}
     languages: dict[str, str | None] = {}
@@ -130,13 +126,12 @@ def answers_of_vectors(found: EmbeddedSet, direction: Direction, depth: int) -> 
         asking = _asking(found, direction, language)
         if asking is None:
             continue
-        names = np.array(asking.item_names)
         for start in range(0, len(asking.queries), _BLOCK):
             scores = asking.queries[start : start + _BLOCK] @ asking.items.T
             for place, row in enumerate(scores, start):
                 if asking.own:
                     row[asking.own[place]] = -np.inf
-                best = _best(row, names, min(depth, len(row) - bool(asking.own)))
+                best = _best(row, min(depth, len(row) - bool(asking.own)))
                 query = asking.query_names[place]
                 ranked[query] = [(asking.item_names[item], float(row[item])) for item in best]
                 relevant[query] = {asking.item_names[item]: 1 for item in asking.relevant[place]}
@@ -144,14 +139,14 @@ def answers_of_vectors(found: EmbeddedSet, direction: Direction, depth: int) -> 
     return Answers(direction, ranked, relevant, languages)
 
 
-def _best(scores: NDArray[np.float32], names: NDArray[np.str_], depth: int) -> NDArray[np.int64]:
-    """Rows of the best scores, best first, equal ones by name."""
+def _best(scores: NDArray[np.float32], depth: int) -> NDArray[np.int64]:
+    """Rows of the best scores, best first, equal ones by row."""
     if depth < len(scores):
         least = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-        rows = np.flatnonzero(scores >= least)  # all that are as good as the last one: names decide
+        rows = np.flatnonzero(scores >= least)  # all that are as good as the last one: rows decide
     else:
         rows = np.flatnonzero(scores > -np.inf)
-    return np.asarray(rows[np.lexsort((names[rows], -scores[rows]))][:depth], np.int64)
+    return np.asarray(rows[np.argsort(-scores[rows], kind="stable")][:depth], np.int64)
 
 
 def answers_of_search(topics: TopicSet, ranked: Ranked, direction: Direction) -> Answers:
@@ -184,7 +179,7 @@ def answers_of_run(like: Answers, run: Mapping[str, Mapping[str, float]], path: 
         shown = next(iter(like.languages), "")
         raise UsageError(f"{path} has none of these queries: they are named as in {shown}; --run writes such a file")
     depth = max(map(len, like.ranked.values()), default=0)
-    ranked = {query: sorted(run[query].items(), key=lambda pair: (-pair[1], pair[0]))[:depth] for query in queries}
+    ranked = {query: sorted(run[query].items(), key=lambda pair: pair[1], reverse=True)[:depth] for query in queries}
     return replace(like, ranked=ranked, languages={query: like.languages[query] for query in queries})
 
 

@@ -41,18 +41,18 @@ class Outcome:
 
     @property
     def measures(self) -> Mapping[str, float]:
-        """Averages by name of measure."""
-        return self.evaluated.means
+        """Averages by name of measure, and `median_rank`: infinite where half of the queries find nothing."""
+        return {**self.evaluated.means(), "median_rank": self.evaluated.median_rank}
 
     @property
     def expected(self) -> Mapping[str, float]:
         """What the averages are over all orders of equal scores, where that is known."""
-        return self.evaluated.expected
+        return self.evaluated.expected_means()
 
     @property
     def first_ranks(self) -> NDArray[np.float64]:
         """Rank of the first right answer to each query; infinite where there is none."""
-        return self.evaluated.first_ranks
+        return self.evaluated.values["rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def _system(system: System) -> dict[str, Any]:
     found: dict[str, Any] = {}
     languages: dict[str, dict[str, Any]] = {}
     for outcome in system.outcomes:
-        measures = {**outcome.measures, "queries": outcome.queries}
+        measures = {**outcome.evaluated.summary(), "queries": outcome.queries}
         languages.setdefault(outcome.language or "", {})[outcome.direction] = measures
         if outcome.language == first.language:
             found[outcome.direction] = measures

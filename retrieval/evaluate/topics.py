@@ -68,7 +68,7 @@ def caption_names(captions: CaptionSet) -> list[str]:
     for caption in captions.captions:
         number = seen.get((caption.picture, caption.language), 0)
         seen[caption.picture, caption.language] = number + 1
-        names.append(f"{document(captions.pictures[caption.picture].name)}#{caption.language}{number}")
+        names.append(f"{document(captions.pictures[caption.picture].name)}#{quote(caption.language, safe='')}{number}")
     return names
 
 
