@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import isfinite, isnan
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,7 @@ def measure_embeddings(
     relevant: Relevant,
     *,
     ids: Sequence[str] | None = None,
-    item_ids: Sequence[int] | NDArray[np.int64] | None = None,
+    item_ids: Sequence[int] | Sequence[str] | NDArray[np.int64] | None = None,
     own: Sequence[int] | None = None,
     ks: Iterable[int] = KS,
     block: int | None = None,
@@ -94,9 +95,9 @@ def measure_embeddings(
         relevant: for each query the rows of `items` that were judged. A grade below 1 is judged as not relevant.
             A query without relevant items counts 0.
         ids: of the queries; their numbers, if not given.
-        item_ids: of the items, each once; their row numbers, if not given. Among equal scores the smaller one
-            stands first.
-        own: for each query the row of `items` that is the query itself, which is not ranked.
+        item_ids: of the items, each once, numbers or texts; their row numbers, if not given. Among equal scores
+            the smaller one stands first.
+        own: for each query the row of `items` that is the query itself, and is left out for it.
         ks: where rankings are cut.
         block: queries scored at once; as many as make some 4 million scores, if not given.
 
@@ -109,11 +110,11 @@ def measure_embeddings(
     queries, items = np.asarray(queries, np.float32), np.asarray(items, np.float32)
     names = tuple(map(str, range(len(queries)))) if ids is None else tuple(ids)
     _check(queries, items, relevant, names)
+    mine = None if own is None else _own_rows(own, len(queries), len(items))
     query, row, grade = _judgements(relevant, len(items))
-    if own is not None and item_ids is not None:
-        raise UsageError("own counts rows of items in their order: give no item ids with it")
     if item_ids is not None:
-        items, row = _by_id(items, row, np.asarray(item_ids, np.int64))
+        order, place = _by_id(np.asarray(item_ids), len(items))
+        items, row, mine = items[order], place[row], None if mine is None else place[mine]
     same = _same_rows(items)
     retrieved = np.empty(len(queries), np.int64)
     rank, above, tied = (np.zeros(len(query), np.int64) for _ in range(3))
@@ -123,8 +124,8 @@ def measure_embeddings(
             scores = queries[start : start + step] @ items.T
         if same is not None:
             scores = scores[:, same]
-        if own is not None:
-            scores[np.arange(len(scores)), own[start : start + step]] = np.nan
+        if mine is not None:
+            scores[np.arange(len(scores)), mine[start : start + step]] = np.nan  # not ranked
         retrieved[start : start + step] = scores.shape[1] - np.count_nonzero(np.isnan(scores), axis=1)
         part = slice(*np.searchsorted(query, [start, start + step]))
         above[part], tied[part] = _places(scores, query[part] - start, row[part])
@@ -159,16 +160,21 @@ def _judgements(relevant: Relevant, items: int) -> tuple[Ints, Ints, Ints]:
     return query, row, grade
 
 
-def _by_id(items: NDArray[np.float32], row: Ints, item_ids: Ints) -> tuple[NDArray[np.float32], Ints]:
-    """Items in the order of their ids, and rows to match."""
-    if item_ids.shape != (len(items),) or len(np.unique(item_ids)) < len(items):
-        raise UsageError(f"{len(items)} items need as many item ids, all different")
+def _own_rows(own: Sequence[int], queries: int, items: int) -> Ints:
+    rows = np.asarray(own, np.int64)
+    if rows.shape != (queries,) or np.any((rows < 0) | (rows >= items)):
+        raise UsageError(f"each of the {queries} queries needs one row of 0 to {items - 1} as its own")
+    return rows
+
+
+def _by_id(item_ids: NDArray[Any], items: int) -> tuple[Ints, Ints]:
+    """Rows in the order of their ids, and the place of each row in it."""
+    if item_ids.shape != (items,) or len(np.unique(item_ids)) < items:
+        raise UsageError(f"{items} items need as many item ids, all different")
     order = np.argsort(item_ids)
-    if np.array_equal(order, np.arange(len(items))):
-        return items, row
-    place = np.empty(len(items), np.int64)
-    place[order] = np.arange(len(items))
-    return items[order], place[row]
+    place = np.empty(items, np.int64)
+    place[order] = np.arange(items)
+    return order, place
 
 
 def _same_rows(items: NDArray[np.float32]) -> Ints | None:

@@ -53,9 +53,12 @@ def write_run(path: str | os.PathLike[str], run: Mapping[str, Results], *, tag: 
 
 def _scored(query: str, results: Results) -> list[tuple[str, float]]:
     pairs: list[tuple[str, float]] = []
-    for number, each in enumerate(results.items() if isinstance(results, Mapping) else results):
-        document, score = (each, len(results) - number) if isinstance(each, str) else each
-        pairs.append((document, float(score)))
+    found: Sequence[tuple[str, float] | str] = list(results.items()) if isinstance(results, Mapping) else results
+    for number, each in enumerate(found):
+        if isinstance(each, str):
+            pairs.append((each, float(len(found) - number)))
+        else:
+            pairs.append((each[0], float(each[1])))
     if len({document for document, _ in pairs}) < len(pairs):
         raise UsageError(f"query {query}: a document is among the results twice; leave one out")
     for number, (document, score) in enumerate(pairs):
