@@ -192,14 +192,26 @@ def test_equal_scores_are_ordered_by_item_id() -> None:
         assert ranks.tolist() == [3, 2, 4, 1]
 
 
-@pytest.mark.parametrize("dim", [3, 31, 512])
+@pytest.mark.parametrize("dim", [31, 100, 512])
 def test_equal_items_are_tied_whatever_the_product_rounds(dim: int) -> None:
     rng = np.random.default_rng(dim)
-    row = rng.normal(size=dim).astype(np.float32)
-    items = np.concatenate([np.tile(row, (257, 1)), rng.normal(size=(6, dim)).astype(np.float32)])[::-1].copy()
     queries = rng.normal(size=(37, dim)).astype(np.float32)
+    row = rng.normal(size=dim).astype(np.float32)
+    for count in (3, 5, 7, 9, 33, 65, 257):  # the last columns of a product are added up in another way
+        items = np.tile(row, (count, 1))
+        for block in (1, 3, 37):
+            found = measure_embeddings(queries, items, [[count - 1]] * 37, block=block)
+            assert set(found.values["rank"]) == {count}
+            assert set(found.expected["rank"]) == {(count + 1) / 2}
+
+
+def test_equal_items_are_tied_among_others() -> None:
+    rng = np.random.default_rng(0)
+    row, others = rng.normal(size=31).astype(np.float32), rng.normal(size=(6, 31)).astype(np.float32)
+    items = np.concatenate([others, np.tile(row, (257, 1))])
+    queries = rng.normal(size=(37, 31)).astype(np.float32)
+    better = np.array([np.count_nonzero(others @ query > row @ query) for query in queries])
     found = measure_embeddings(queries, items, [[262]] * 37)
-    better = np.array([np.count_nonzero(items[:6] @ query > row @ query) for query in queries])
     assert found.values["rank"].tolist() == (better + 257).tolist()
     np.testing.assert_array_equal(found.expected["rank"], better + 129)
 
