@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmsearch.evaluation import evaluate
     from mmsearch.index import Index, open
     from mmsearch.indexers.ingest import Progress
     from mmsearch.indexers.rows import Item
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         UnsafeFilesystem,
         UsageError,
     )
+    from mmsearch.retrieval.evaluate.report import EvalReport
     from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import ImageClause, ItemClause, Query, TextClause
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mmsearch.evaluation": ("evaluate",),
     "mmsearch.index": ("Index", "open"),
     "mmsearch.indexers.ingest": ("Progress",),
     "mmsearch.indexers.rows": ("Item",),
@@ -83,6 +86,7 @@ _HOMES = {
         "UnsafeFilesystem",
         "UsageError",
     ),
+    "mmsearch.retrieval.evaluate.report": ("EvalReport",),
     "mmsearch.retrieval.explain": ("HeatMap",),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
     "mmsearch.retrieval.query": ("ImageClause", "ItemClause", "Query", "TextClause"),
@@ -116,6 +120,7 @@ __all__ = [
     "DuplicateGroup",
     "DuplicatePicture",
     "DuplicateReport",
+    "EvalReport",
     "Explanation",
     "Failure",
     "FilterSyntaxError",
@@ -154,6 +159,7 @@ __all__ = [
     "UnsafeFilesystem",
     "UsageError",
     "__version__",
+    "evaluate",
     "open",
 ]
 

@@ -66,6 +66,7 @@ class ProgressDisplay:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._doing = ""
         self._stage: Stage | None = None
         self._drawn = 0.0
         self._download_tasks: dict[str, TaskID] = {}
@@ -106,6 +107,14 @@ class ProgressDisplay:
     def on_tag(self, done: int, total: int) -> None:
         """Shows how many pictures were looked at for tags."""
         self._on_pictures("tagging", done, total)
+
+    def on_eval(self, what: str, done: int, total: int) -> None:
+        """Shows how many pictures and captions of a set were embedded, or how many queries were asked."""
+        if self._doing != what:
+            if self._task is not None:
+                self._files.remove_task(self._task)
+            self._task, self._doing = None, what
+        self._on_pictures(what, done, total)
 
     def _on_pictures(self, doing: str, done: int, total: int) -> None:
         now = time.monotonic()

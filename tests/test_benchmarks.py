@@ -82,7 +82,7 @@ def test_speed_writes_its_figures(repository: Path, data: Path, tmp_path: Path) 
     assert set(rescan["notes"]["us/file"]) == {"add", "command"}
 
 
-@pytest.mark.parametrize("script", ["answers", "search", "speed", "store"])
+@pytest.mark.parametrize("script", ["answers", "measures", "search", "speed", "store"])
 def test_every_target_has_one_measurement(repository: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     for name, measurement in load_script(repository, script, monkeypatch).MEASUREMENTS.items():
         assert measurement.__name__ == name.replace("-", "_")
@@ -293,6 +293,23 @@ def test_search_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     assert figures["dupes-seconds"]["notes"]["items"] == 300
     assert figures["dupes-recall"]["value"] == 1.0
     assert figures["dupes-exact"]["value"] == 1.0
+
+
+def test_measures_writes_its_figures(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "measures.json"
+    sizes = ["--size", 60, 20, "--large", 200, 50, "--dim", 16, "--rounds", 1]
+    printed = run_script(repository, "measures.py", *sizes, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    assert (result["size"], result["large"]) == ([60, 20], [200, 50])
+    figures = {figure["name"]: figure for figure in result["figures"]}
+    assert list(figures) == ["by-sorting", "by-trec-eval", "large-seconds", "large-memory"]
+    assert all(name in printed for name in figures)
+    for name in ("by-sorting", "by-trec-eval"):
+        seconds = figures[name]["seconds"]
+        mine, other = seconds["measure_embeddings"][0], list(seconds.values())[1][0]
+        assert figures[name]["value"] == pytest.approx(mine / other, rel=0.3, abs=1)
+    assert set(figures["large-seconds"]["notes"]) == {"text_to_image", "image_to_text"}
+    assert figures["large-seconds"]["value"] > 0
 
 
 def test_answers_writes_its_figures(repository: Path, tmp_path: Path) -> None:

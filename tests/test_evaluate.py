@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mmsearch.indexers.train.figures import LANGUAGES, SENTENCES, retrieval_figures, retrieval_ranks
-from mmsearch.retrieval import evaluate
 from mmsearch.retrieval.evaluate import (
+    embeddings,
     first_ranks,
     overlap_at_k,
     paired_bootstrap,
@@ -58,7 +62,7 @@ def test_first_ranks_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch)
     queries, items = rng.normal(size=(23, 4)).astype(np.float32), rng.normal(size=(9, 4)).astype(np.float32)
     relevant = [[i % 9, (i * 5) % 9] for i in range(23)]
     whole = first_ranks(queries, items, relevant)
-    monkeypatch.setattr(evaluate, "_BLOCK", 5)
+    monkeypatch.setattr(embeddings, "_BLOCK", 5)
     assert first_ranks(queries, items, relevant).tolist() == whole.tolist()
 
 
@@ -174,3 +178,24 @@ def test_retrieval_figures_go_both_ways() -> None:
 def test_the_sentences_are_given_in_every_language() -> None:
     assert len(SENTENCES) == 10
     assert all(len(set(row)) == len(LANGUAGES) for row in SENTENCES)
+
+
+def test_the_examples_of_the_page_run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (repository / "docs" / "evaluation.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        names: dict[str, Any] = {}
+        lines = block.strip().splitlines()
+        exec(compile("\n".join(lines[:-1]), "docs/evaluation.md", "exec"), names)
+        last, _, said = lines[-1].partition("  # ")
+        value = eval(last, names)
+        if said:
+            assert value == pytest.approx(float(said.split(":")[0])), last
+
+
+def test_names_are_listed_and_load_nothing_heavy() -> None:
+    code = "import sys, mmsearch.retrieval.evaluate as e; print(*sys.modules); [getattr(e, n) for n in e.__all__]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert set(done.stdout.split()) & {"torch", "faiss", "sqlalchemy", "onnxruntime", "PIL", "transformers"} == set()

@@ -34,6 +34,7 @@ _WALLS = {
         "mmsearch.indexers.train",
         "mmsearch.demo",
     ),
+    "matplotlib": ("mmsearch.curves",),
     "pyarrow": ("mmsearch.indexers.tables",),
     "typer": ("mmsearch.cli",),
     "rich": ("mmsearch.cli", "mmsearch.output", "mmsearch.progress", "mmsearch.thumbnails"),

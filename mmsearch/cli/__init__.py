@@ -23,6 +23,9 @@ from mmsearch.cli import collection as collection
 from mmsearch.cli import tagging as tagging
 
 # isort: split
+from mmsearch.cli import evaluation as evaluation
+
+# isort: split
 from mmsearch.cli import upkeep as upkeep
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
 from mmsearch.cli.talk import hush, log_handler

@@ -1,0 +1,166 @@
+"""What an evaluation has found: for each system, direction and language the measures, and the differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmsearch.retrieval.types import Failure
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mmsearch.retrieval.evaluate.datasets import LeftOut
+    from mmsearch.retrieval.evaluate.measures import Evaluated
+    from mmsearch.retrieval.evaluate.significance import Comparison
+
+Direction = Literal["text_to_image", "image_to_text", "text_to_text", "topics"]
+"""What asks for what; `topics` are TREC topics, whose answers may be anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How well one system answers in one direction and language.
+
+    Attributes:
+        direction: what asks for what.
+        language: of the captions; None where nobody says.
+        evaluated: the measures, of each query and on average.
+    """
+
+    direction: Direction
+    language: str | None
+    evaluated: Evaluated
+
+    @property
+    def queries(self) -> int:
+        """How many queries were asked."""
+        return len(self.evaluated.ids)
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """Averages by name of measure, and `median_rank`: infinite where half of the queries find nothing."""
+        return {**self.evaluated.means(), "median_rank": self.evaluated.median_rank}
+
+    @property
+    def expected(self) -> Mapping[str, float]:
+        """What the averages are over all orders of equal scores, where that is known."""
+        return self.evaluated.expected_means()
+
+    @property
+    def first_ranks(self) -> NDArray[np.float64]:
+        """Rank of the first right answer to each query; infinite where there is none."""
+        return self.evaluated.values["rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """What was evaluated.
+
+    Attributes:
+        name: as tables show it.
+        model: name of the model; None for a run that was read from a file.
+        mode: how an index was searched; None where vectors were compared with each other.
+        outcomes: in the order of directions, then languages.
+        stored: how many vectors of pictures came out of the index.
+        seconds: wall-clock time, the loading of the model included.
+    """
+
+    name: str
+    model: str | None
+    mode: str | None
+    outcomes: tuple[Outcome, ...]
+    stored: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one system differs from the first, by a measure, on the queries that both have.
+
+    Attributes:
+        system, baseline: names.
+        value, baseline_value: averages over these queries.
+        queries: how many there are.
+        comparison: the difference with its interval and p; of averages by picture, whose captions are no independent
+            queries.
+    """
+
+    direction: Direction
+    language: str | None
+    measure: str
+    system: str
+    baseline: str
+    value: float
+    baseline_value: float
+    queries: int
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """What one evaluation has found.
+
+    Attributes:
+        source: absolute path of the captions or topics.
+        systems: in the order in which they were named.
+        differences: of each further system from the first.
+        pictures, captions: how many were used; 0 for TREC topics.
+        left_out: what of the captions file could not be used; None for TREC topics.
+        failed: pictures that could not be read.
+        unknown: pictures that are not in the index, or documents of the qrels.
+        unanswered: how many queries were not asked because their answers are not in the index.
+        notices: what the person who asked should know, a line each.
+        seconds: wall-clock time.
+    """
+
+    source: str
+    systems: tuple[System, ...]
+    differences: tuple[Difference, ...] = ()
+    pictures: int = 0
+    captions: int = 0
+    left_out: LeftOut | None = None
+    failed: tuple[Failure, ...] = ()
+    unknown: tuple[str, ...] = ()
+    unanswered: int = 0
+    notices: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it: the first system in its first language, and beside it all of them."""
+        systems = [_system(system) for system in self.systems]
+        whole = dict(systems[0])
+        whole |= {"captions": self.source, "pictures": self.pictures, "captions_used": self.captions}
+        whole["left_out"] = None if self.left_out is None else asdict(self.left_out)
+        whole["failed"] = [asdict(failure) for failure in self.failed]
+        whole |= {"unknown": list(self.unknown), "unanswered": self.unanswered, "notices": list(self.notices)}
+        whole["seconds"] = self.seconds
+        if len(systems) > 1:
+            whole["systems"] = systems
+        if self.differences:
+            whole["differences"] = [_difference(each) for each in self.differences]
+        return whole
+
+
+def _system(system: System) -> dict[str, Any]:
+    first = system.outcomes[0]
+    found: dict[str, Any] = {}
+    languages: dict[str, dict[str, Any]] = {}
+    for outcome in system.outcomes:
+        measures = {**outcome.evaluated.summary(), "queries": outcome.queries}
+        languages.setdefault(outcome.language or "", {})[outcome.direction] = measures
+        if outcome.language == first.language:
+            found[outcome.direction] = measures
+    found |= {"queries": first.queries, "model": system.model, "language": first.language}
+    found |= {"system": system.name, "mode": system.mode, "stored": system.stored}
+    if len(languages) > 1:
+        found["languages"] = languages
+    return found
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    found = asdict(difference)
+    found |= found.pop("comparison")
+    return found
