@@ -148,7 +148,9 @@ def same_as_open_clip(folder: Path, encoder: Any) -> None:
     np.testing.assert_allclose(encoder.encode_texts(["a pink thing"]), text.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"hard_negatives": 2}, {"how": "probe", "lr": 0.05, "hard_negatives": 1, "epochs": 40}])
+@pytest.mark.parametrize(
+    "options", [{"hard_negatives": 2}, {"how": "probe", "lr": 0.05, "hard_negatives": 1, "epochs": 40}]
+)
 def test_an_interrupted_run_ends_as_an_unbroken_one_bit_for_bit(
     siglip: Path, captions: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
@@ -201,7 +203,7 @@ def test_the_index_takes_the_result(clip: Path, captions: Path, tmp_path: Path) 
         assert len(index.search("a red thing").hits) == 2
 
 
-def test_the_captions_of_an_index_are_learned(clip: Path, captions: Path, tmp_path: Path) -> None:
+def test_the_captions_of_an_index_are_learned(captions: Path, tmp_path: Path) -> None:
     from mmsearch import Index
     from mmsearch.indexers.train.pairs import read_pairs
 
@@ -212,7 +214,7 @@ def test_the_captions_of_an_index_are_learned(clip: Path, captions: Path, tmp_pa
     (folder / "red0.txt").write_text("a red thing beside the picture")
     (folder / "loose.txt").write_text("a text of no picture")
     (folder / "rows.csv").write_text("image,caption\nblue0.png,a blue row\nblue0.png,a second row\n")
-    with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
+    with Index(tmp_path / "index", model="starter") as index:
         index.add(folder, folder / "rows.csv")
     pairs = read_pairs(tmp_path / "index", holdout=0.0)
     found = {p.name: {pairs.texts[t] for t in rows} for p, rows in zip(pairs.paths, pairs.captions, strict=True)}
@@ -220,11 +222,21 @@ def test_the_captions_of_an_index_are_learned(clip: Path, captions: Path, tmp_pa
         "red0.png": {"a red thing beside the picture"},
         "blue0.png": {"a blue row", "a second row"},
     }
-    with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
+    with Index(tmp_path / "index", model="starter") as index:
         index.tag("green", "other", min_relevance=0.0)
     tagged = read_pairs(tmp_path / "index", holdout=0.0)
     assert {path.name for path in tagged.paths} > {"red0.png", "blue0.png"}
     assert any("tags and no captions" in notice for notice in tagged.notices)
+
+
+def test_an_index_is_trained_with_its_own_model(clip: Path, captions: Path, tmp_path: Path) -> None:
+    from mmsearch import Index
+
+    with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
+        index.add(captions)
+    tuning = Tuning(batch_size=16, epochs=1, holdout=0.0)
+    report = finetune(tmp_path / "index", tmp_path / "out", model="auto", tuning=tuning, device="cpu", threads=1)
+    assert (report.base, report.pictures, report.captions) == (f"local-dir:{clip}", 48, 8)
 
 
 def test_a_bare_index_says_how_pictures_get_captions(clip: Path, captions: Path, tmp_path: Path) -> None:
@@ -233,7 +245,7 @@ def test_a_bare_index_says_how_pictures_get_captions(clip: Path, captions: Path,
 
     with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
         index.add(captions.parent / "red0.png")
-    with pytest.raises(UsageError, match="no picture of .* has a caption or a tag"):
+    with pytest.raises(UsageError, match=r"no picture of .* has a caption or a tag"):
         read_pairs(tmp_path / "index")
 
 
@@ -366,7 +378,7 @@ def test_a_folder_with_something_in_it_is_left_alone(clip: Path, captions: Path,
     ],
 )
 def test_settings_that_cannot_be_meant(options: dict[str, Any], clip: Path, captions: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--|batch"):
+    with pytest.raises(UsageError, match=r"--|batch"):
         tune(captions, tmp_path / "out", clip, **options)
 
 

@@ -41,8 +41,10 @@ from mmsearch.retrieval.encoders.export import export_open_clip
 from mmsearch.retrieval.encoders.machine import usable_cpus
 from mmsearch.retrieval.encoders.models import load_encoder, resolve
 from mmsearch.retrieval.encoders.open_clip import OpenClipEncoder
-from mmsearch.retrieval.encoders.presets import STARTER
+from mmsearch.retrieval.encoders.presets import AUTO, STARTER
 from mmsearch.retrieval.errors import TrainingFailed, UsageError
+from mmsearch.retrieval.store.layout import CATALOG
+from mmsearch.retrieval.store.reader import Snapshot
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import hub
@@ -133,7 +135,7 @@ class TrainReport:
         steps, best_step: updates made, and the one whose weights were taken.
         average: share of the tuned weights.
         before, after: figures on the held-out part; empty without one. `after` is of the folder, loaded anew.
-        seconds, rate: of training, and updates per second.
+        seconds, rate: of training, and updates per second; None if there were none to make.
         notices: what was left out, what went wrong, for a person.
     """
 
@@ -154,7 +156,7 @@ class TrainReport:
     before: Figures
     after: Figures
     seconds: float
-    rate: float
+    rate: float | None
     notices: tuple[str, ...]
 
 
@@ -178,7 +180,7 @@ def finetune(
     source: Path,
     out: Path,
     *,
-    model: str = STARTER.name,
+    model: str = AUTO,
     tuning: Tuning | None = None,
     images: Path | None = None,
     split: str | None = None,
@@ -196,7 +198,7 @@ def finetune(
     Args:
         source: a captions file, a folder with one, or an index whose pictures have captions.
         out: the folder of the result: new, empty, or of an interrupted run of the same settings.
-        model: the base.
+        model: the base; `auto` is an index's own model.
         tuning: how.
         images: folder of the pictures of a captions file.
         split: only pictures of this split of a captions file.
@@ -219,6 +221,9 @@ def finetune(
     out = out.absolute()
     _check_folder(out)
     stage = stage or (lambda what, done, total: None)
+    if model == AUTO and (source / CATALOG).is_file():
+        with Snapshot.open(source) as snapshot:
+            model = snapshot.info().model
     name = resolve(model, offline=offline, confirm=confirm).name
     with tempfile.TemporaryDirectory(prefix="mmsearch-") as scratch:
         stage("loading the model", 0, 1)
@@ -325,7 +330,7 @@ def _tuned(
     return report
 
 
-_Trained = tuple[Ending, int, int, float, float, float]
+_Trained = tuple[Ending, int, int, float, float, float | None]
 
 
 def _plan(run: _Run, base_identity: str, lr: float) -> Plan:
@@ -383,7 +388,7 @@ def _train(run: _Run, task: TowerTask | ProbeTask, identity: str) -> _Trained:
     share = 1.0
     if outcome.ending != "interrupted":
         share = _average(run, task, start)
-    rate = rates[-1] if rates else math.nan
+    rate = rates[-1] if rates else None
     return outcome.ending, outcome.step, outcome.best_step, outcome.seconds, share, rate
 
 
