@@ -132,6 +132,7 @@ def test_a_model_learns_and_loads(
     assert any(name.startswith(first) for name in moved) == (how == "full")
     assert any(name.startswith(last) for name in moved) == (how != "probe")
     assert any(name.startswith("visual.transformer.resblocks.0.") for name in moved) == (how == "full")
+    assert not any(name.endswith(("token_embedding.weight", "word_embeddings.weight")) for name in moved)
     if how == "probe":
         assert moved - {"logit_scale", "logit_bias"} == ends
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 _WAYS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _HOW = {
-    "full": "all weights were trained",
+    "full": "all layers were trained, and the table of words kept",
     "last": "the last blocks of both towers and their projections were trained",
     "probe": "a linear map after each tower was trained and folded into its last layer",
 }

@@ -15,6 +15,7 @@ from mmsearch.retrieval.errors import UsageError
 How = Literal["full", "last", "probe"]
 
 _LAST = re.compile(r"(^|\.)(proj|text_projection|head|ln_post|ln_final|attn_pool|attnpool|pooler)(\.|$)")
+_WORDS = ("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight", "wte.weight", "shared.weight")
 _ENDS = {
     "image": ("visual.proj", "visual.head.proj", "visual.head.mlp.fc2", "visual.attnpool.c_proj", "visual.trunk.head"),
     "text": ("text_projection", "text.text_projection", "text.proj", "text.proj.2"),
@@ -26,8 +27,9 @@ def choose(model: nn.Module, how: How, blocks: int) -> None:
 
     Args:
         model: an open_clip model.
-        how: `full` trains everything; `last` the last `blocks` blocks of each tower, what comes after them, and the
-            projections; `probe` nothing of the towers.
+        how: `full` trains all but the table of words, in which the words of the captions would drift away from all
+            others, and which is most of a small model's weights; `last` the last `blocks` blocks of each tower, what
+            comes after them, and the projections; `probe` nothing of the towers.
         blocks: see `how`.
 
     Raises:
@@ -35,7 +37,8 @@ def choose(model: nn.Module, how: How, blocks: int) -> None:
     """
     named = dict(model.named_parameters())
     for name, parameter in named.items():
-        parameter.requires_grad_(how == "full" or name in ("logit_scale", "logit_bias"))
+        trained = how == "full" and not name.endswith(_WORDS)
+        parameter.requires_grad_(trained or name in ("logit_scale", "logit_bias"))
     if how != "last":
         return
     for tower in ("image", "text"):

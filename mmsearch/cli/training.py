@@ -105,7 +105,7 @@ def train(
         HowChoice,
         typer.Option(
             "--how",
-            help="All weights, the last blocks, or a linear map after each tower.",
+            help="All layers, the last blocks, or a linear map after each tower.",
             rich_help_panel=_MODEL,
         ),
     ] = HowChoice.full,
