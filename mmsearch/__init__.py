@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         ModelUnavailable,
         PathNotFound,
         QuerySyntaxError,
+        TrainingFailed,
         UnsafeFilesystem,
         UsageError,
     )
@@ -83,6 +84,7 @@ _HOMES = {
         "ModelUnavailable",
         "PathNotFound",
         "QuerySyntaxError",
+        "TrainingFailed",
         "UnsafeFilesystem",
         "UsageError",
     ),
@@ -156,6 +158,7 @@ __all__ = [
     "TagReport",
     "TaggedPicture",
     "TextClause",
+    "TrainingFailed",
     "UnsafeFilesystem",
     "UsageError",
     "__version__",

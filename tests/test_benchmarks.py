@@ -444,3 +444,22 @@ def test_plain_fusion_is_undone(repository: Path, monkeypatch: pytest.MonkeyPatc
     with queries.plain_fusion():
         assert queries.ranking.HYBRID_CONSTANT == 60
     assert queries.ranking.HYBRID_CONSTANT == before
+
+
+def test_train_writes_its_figures(repository: Path, tmp_path: Path) -> None:
+    from tests.test_finetune import TEXT, VISION, save
+
+    model = save(tmp_path / "model", {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}, {})
+    out = tmp_path / "train.json"
+    printed = run_script(
+        repository, "train.py", "--model", model, "--batch", 4, "--steps", 2, "--rounds", 2, "--out", out
+    )
+    result = json.loads(out.read_text("utf-8"))
+    (figure,) = result["figures"]
+    assert (figure["name"], figure["batch"], figure["target"]) == ("rate", 4, 0.9)
+    assert len(figure["seconds"]) == 2
+    assert figure["value"] == pytest.approx(
+        sum(turn["alone"] / turn["loop"] for turn in figure["seconds"]) / 2, abs=1e-3
+    )
+    assert f"{figure['value']:.3f}" in printed
+    assert result["command"].startswith("python benchmarks/train.py --model ")
