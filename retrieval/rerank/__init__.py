@@ -1,0 +1,62 @@
+"""Rerankers: what one is (`Reranker`), and what it is given (`RerankCandidate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mmsearch.retrieval.types import Modality
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class RerankCandidate:
+    """An item that the first stage has found.
+
+    Attributes:
+        item_id: of the item.
+        modality: what the item is.
+        text: of a text item its text; of a picture the captions that belong to it, a line each, None without any.
+        path: absolute and openable; None where the item is no file of this machine. Of a caption out of a manifest it
+            is the path of its picture.
+    """
+
+    item_id: int
+    modality: Modality
+    text: str | None
+    path: Path | None
+
+
+class Reranker(Protocol):
+    """A model that reads a query and a candidate together. It is called from one thread at a time.
+
+    Attributes:
+        name: what the user asked for, e.g. `minilm` or `hf-hub:ORG/NAME`.
+        identity: weights hash + preprocess + tokenizer; scores of one identity compare.
+        modalities: the modalities that it can score.
+        batch_size: a good number of candidates per call of `score` on this machine; a call never has more. The time
+            budget of a search is looked at between two calls.
+    """
+
+    name: str
+    identity: str
+    modalities: frozenset[Modality]
+    batch_size: int
+
+    def score(self, query: str, candidates: Sequence[RerankCandidate]) -> NDArray[np.float32]:
+        """How well each candidate answers a query.
+
+        Args:
+            query: the text of the query.
+            candidates: at least one, of `modalities` only.
+
+        Returns:
+            (n,) float32 in the order of the candidates, higher is better; NaN for a candidate that cannot be scored,
+            such as a file that cannot be read.
+        """
+        ...
