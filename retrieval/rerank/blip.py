@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_BATCH = {"cpu": 4, "mps": 16, "cuda": 64}
+_BATCH = {"cpu": 1, "mps": 16, "cuda": 64}
 _PREPROCESS = {
     "size": 384,
     "resample": 3,
@@ -51,8 +51,8 @@ class BlipReranker:
         precision: `fp32`, `bf16` or `fp16` (autocast; a batch that overflows is done again in fp32); None takes
             fp16 on CUDA, else fp32.
         threads: torch's processor threads, a setting of the whole process.
-        batch_size: pictures per call of the model; None suits the device, and is small on a processor, so that
-            a budget of time can end between two batches.
+        batch_size: pictures per call of the model; None suits the device. On a processor that is 1: larger
+            batches are no faster there, and a budget of time can end between two pictures.
 
     Attributes:
         image_size: (height, width) that pictures are resized to, whatever their shape.

@@ -1,4 +1,4 @@
-"""A cross-encoder's folder in the hub's format, checked before the adapters load it: configuration, weights, tokenizer."""
+"""A cross-encoder's folder in the hub's format, checked before it is loaded: configuration, weights, tokenizer."""
 
 from __future__ import annotations
 
