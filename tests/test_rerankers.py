@@ -382,3 +382,19 @@ def test_loading_prints_nothing_and_leaves_transformers_as_it_was(
     KINDS[kind][0]("tiny", folders[kind], device="cpu")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("kind", "repo"), [("blip", BLIP), ("cross-encoder", CROSS_ENCODER)])
+def test_the_public_models_load(kind: str, repo: str, tmp_path: Path, draw: Callable[..., Path]) -> None:
+    from huggingface_hub import snapshot_download
+
+    files = ["config.json", "model.safetensors", "tokenizer*", "special*", "vocab.txt", "preprocessor_config.json"]
+    folder = Path(
+        snapshot_download(repo, endpoint="https://huggingface.co", allow_patterns=files, local_dir=tmp_path / "model")
+    )
+    reranker = KINDS[kind][0](repo, folder, device="cpu")
+    pictures = of_pictures([draw(tmp_path / f"{colour}.png", colour) for colour in ("red", "blue")])
+    texts = of_texts(["a red picture", "how to bake bread"])
+    red, other = reranker.score("a red picture", pictures if kind == "blip" else texts)
+    assert red > other
