@@ -1,4 +1,9 @@
-"""Rerankers: what one is (`Reranker`), and what it is given (`RerankCandidate`)."""
+"""Reranking: a cross-encoder reads the query together with each of the first candidates, and orders them anew.
+
+What a reranker is (`Reranker`) and is given (`RerankCandidate`). `models` turns a name into one; `blip` and
+`cross_encoder` are those on transformers, whose files `checkpoint` finds and checks; `fake` is that of the tests.
+`scoring` asks a reranker within a time, and `stage` puts what it says between ranking and shaping.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +38,7 @@ class RerankCandidate:
 
 
 class Reranker(Protocol):
-    """A model that reads a query and a candidate together. It is called from one thread at a time.
+    """A cross-encoder: a model that reads a query and a candidate together. Safe to call from several threads.
 
     Attributes:
         name: what the user asked for, e.g. `minilm` or `hf-hub:ORG/NAME`.
