@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import ImageClause, ItemClause, Query, TextClause
+    from mmsearch.retrieval.rerank import RerankCandidate, Reranker
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
     from mmsearch.retrieval.types import (
         Answer,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         Picture,
         ReindexReport,
         Report,
+        Reranking,
         RootInfo,
         TagCount,
         TaggedPicture,
@@ -85,6 +87,7 @@ _HOMES = {
     ),
     "mmsearch.retrieval.explain": ("HeatMap",),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
+    "mmsearch.retrieval.rerank": ("RerankCandidate", "Reranker"),
     "mmsearch.retrieval.query": ("ImageClause", "ItemClause", "Query", "TextClause"),
     "mmsearch.retrieval.types": (
         "Answer",
@@ -101,6 +104,7 @@ _HOMES = {
         "Picture",
         "ReindexReport",
         "Report",
+        "Reranking",
         "RootInfo",
         "TagCount",
         "TagReport",
@@ -146,6 +150,9 @@ __all__ = [
     "QuerySyntaxError",
     "ReindexReport",
     "Report",
+    "RerankCandidate",
+    "Reranker",
+    "Reranking",
     "RootInfo",
     "TagCount",
     "TagReport",

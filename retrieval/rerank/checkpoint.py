@@ -20,7 +20,6 @@ from mmsearch.retrieval.encoders.open_clip import (
 )
 from mmsearch.retrieval.errors import MissingExtra, ModelUnavailable
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the order in which transformers prefers them
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 """Of a configuration: what says who saved it, where, and as what, not what the model computes."""
 
@@ -70,9 +69,9 @@ def read_checkpoint(folder: Path, architecture: str, example: str) -> Checkpoint
     found = config.get("architectures") or ["a model that does not name its class"]
     if not str(found[0]).endswith(architecture):
         raise ModelUnavailable(f"{folder} holds {found[0]}, but a {architecture} is wanted, such as {example}")
-    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    weights = next((folder / name for name in cache.TRANSFORMERS_WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise ModelUnavailable(f"{folder} holds no weights: it wants {' or '.join(_WEIGHTS)}")
+        raise ModelUnavailable(f"{folder} holds no weights: it wants {' or '.join(cache.TRANSFORMERS_WEIGHTS)}")
     if not cache.has_tokenizer(folder):
         raise ModelUnavailable(f"{folder} holds no tokenizer: it wants tokenizer.json or vocab.txt")
     return Checkpoint(folder, weights, config)
