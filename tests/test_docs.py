@@ -59,7 +59,9 @@ def test_the_command_reference_is_the_live_help(repository: Path, request: pytes
     assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"
 
 
-_PAGES = [f"docs/{page}.md" for page in ("query", "filters", "fusion", "tags", "relevance", "explain", "duplicates")]
+_PAGES = [
+    f"docs/{page}.md" for page in ("query", "filters", "fusion", "tags", "relevance", "explain", "duplicates", "rerank")
+]
 
 
 @pytest.mark.parametrize("name", [*_DOCUMENTS, *_PAGES])

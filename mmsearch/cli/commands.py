@@ -217,7 +217,7 @@ mmsearch query sunset --diverse 0.3 --html hits.html --open
 mmsearch query sunset -k 20 --offset 20 --copy-to best      # second page
 mmsearch query sunset --paths0 | xargs -0 ls -l
 mmsearch query "cat - dog" --fusion both --explain
-mmsearch query "a dog that catches a frisbee" --rerank blip-itm --budget-ms 2000
+mmsearch query "a dog on a boat" --rerank blip-itm --budget-ms 5000
 """
 
 
