@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+THREAD = "mmsearch-rerank"
+"""The name of the threads that ask rerankers. They end with their search, unless a call does not come back in time."""
+
 
 @dataclass(frozen=True, slots=True)
 class RerankCandidate:

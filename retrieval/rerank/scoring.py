@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -12,6 +13,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from mmsearch.retrieval.rerank import THREAD
 
 if TYPE_CHECKING:
     from mmsearch.retrieval.rerank import RerankCandidate, Reranker
@@ -24,6 +27,9 @@ slowest of ours takes on a slow machine."""
 
 _LEFT_BEHIND = 8
 """How many calls that did not come back in time may still be running before no further ones are made."""
+
+_GRACE = 10.0
+"""How many seconds a program that ends waits for a call that was left behind."""
 
 _KEPT = 64
 """How many outcomes are kept for the further pages of their queries."""
@@ -183,7 +189,12 @@ class _Failed(Exception):
 
 
 class _Worker:
-    """A thread that asks a reranker, a batch at a time. Whoever waits for it can leave; it ends after its batch."""
+    """A thread that asks a reranker, a batch at a time. Whoever waits for it can leave; it ends after its batch.
+
+    Python ends with daemon threads running, and one that is within a model's native code then takes the process down
+    (SIGABRT in torch). So the end of a program waits for the batch, for some seconds; `mmsearch.cli.main` does not, and
+    leaves Python out instead.
+    """
 
     def __init__(self, reranker: Reranker, query: str) -> None:
         self._reranker = reranker
@@ -201,7 +212,8 @@ class _Worker:
             Empty: they are not there within some seconds.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="mmsearch-rerank", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
+            atexit.register(self._finish)
             self._thread.start()
         self._batches.put(batch)
         self._waiting = True
@@ -219,7 +231,18 @@ class _Worker:
         """Whether it is at a batch that nobody waits for any more."""
         return self._waiting and self._thread is not None and self._thread.is_alive()
 
+    def _finish(self) -> None:
+        self.stop()
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join(_GRACE)
+
     def _run(self) -> None:
+        try:
+            self._answer()
+        finally:
+            atexit.unregister(self._finish)
+
+    def _answer(self) -> None:
         while (batch := self._batches.get()) is not None:
             try:
                 result: list[float | None] | _Failed = _checked(self._reranker.score(self._query, batch), len(batch))

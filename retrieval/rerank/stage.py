@@ -69,7 +69,6 @@ class RerankStage:
         self._scorer = scorer
         self._timed = timed
         self._outcome: Outcome | None = None
-        self._candidates: list[int] = []
         self._before: dict[int, int] = {}
 
     def rank(self, need: int) -> Ranking:
