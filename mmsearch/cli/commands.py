@@ -466,7 +466,7 @@ def models(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """List the models that can be used here: those that embed, and those that rerank."""
+    """List the models and rerankers that can be used here."""
     from mmsearch import output
 
     if export is not None:
