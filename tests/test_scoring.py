@@ -189,6 +189,16 @@ def test_whatever_it_raises_does_not_reach_the_search(error: BaseException) -> N
     assert outcome.order() == [0, 1, 2]
 
 
+def test_a_machine_without_threads_serves_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    outcome = Scorer().score(Scripted(), "query", candidates(3))
+    assert outcome.failure == "can't start new thread"
+    assert outcome.order() == [0, 1, 2]
+
+
 def test_none_but_nan_is_a_failure() -> None:
     outcome = Scorer().score(Scripted(lambda one: math.nan), "query", candidates(3))
     assert outcome.failure == "it could score none of the candidates"

@@ -107,7 +107,7 @@ def _refusal(name: str) -> str:
     if name.startswith((".", "/", "~")) or (name and Path(name).is_dir()):
         return f"`{name}` looks like a folder: write local-dir:{name}"
     said = f"no reranker is called `{name}`"
-    if name.count("/") == 1 and all(name.split("/")):
+    if name.count("/") == 1 and all(name.split("/")) and ":" not in name:
         return f"{said}; for a model on the hub write hf-hub:{name}"
     import difflib
 

@@ -31,6 +31,9 @@ _LEFT_BEHIND = 8
 _GRACE = 10.0
 """How many seconds a program that ends waits for a call that was left behind."""
 
+NONE_SCORED = "it could score none of the candidates"
+"""A failure: of all that it was given, a reranker gave nothing but NaN for it."""
+
 _KEPT = 64
 """How many outcomes are kept for the further pages of their queries."""
 
@@ -165,7 +168,7 @@ class Scorer:
                 self._leave(worker)
         looked_at = any(spent is not None for spent in milliseconds)
         if failure is None and looked_at and not out_of_time and all(score is None for score in scores):
-            failure = "it could score none of the candidates"
+            failure = NONE_SCORED
         if failure is not None:
             scores = [None] * len(candidates)
         return Outcome(tuple(scores), tuple(milliseconds), out_of_time, failure)
@@ -214,7 +217,11 @@ class _Worker:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
             atexit.register(self._finish)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # no more threads
+                atexit.unregister(self._finish)
+                raise _Failed(str(error)) from error
         self._batches.put(batch)
         self._waiting = True
         found = self._results.get(timeout=min(patience, threading.TIMEOUT_MAX))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmsearch.retrieval.query import TextClause
 from mmsearch.retrieval.rerank import RerankCandidate
+from mmsearch.retrieval.rerank.scoring import NONE_SCORED
 from mmsearch.retrieval.types import Reranking
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class RerankStage:
         unread = {one.modality for one in candidates}.difference(self._reranker.modalities)
         reads = " and ".join(_PLURAL[modality] for modality in sorted(self._reranker.modalities))
         if outcome.failure is not None:
-            self.notices.append(f"not reranked: {name} failed ({outcome.failure})")
+            is_bare = outcome.failure == NONE_SCORED and all(one.text is None for one in candidates)
+            why = f"{outcome.failure}; none has a text or a caption" if is_bare else outcome.failure
+            self.notices.append(f"not reranked: {name} failed ({why})")
         elif not outcome.scored and outcome.out_of_time:
             self.notices.append(f"not reranked: {name} scored nothing in {self._time()}")
         elif outcome.out_of_time and budget is None:
