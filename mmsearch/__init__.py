@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluate.report import EvalReport
     from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import ImageClause, ItemClause, Query, TextClause
+    from mmsearch.retrieval.rerank import RerankCandidate, Reranker
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
     from mmsearch.retrieval.types import (
         Answer,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         Picture,
         ReindexReport,
         Report,
+        Reranking,
         RootInfo,
         TagCount,
         TaggedPicture,
@@ -89,6 +91,7 @@ _HOMES = {
     "mmsearch.retrieval.evaluate.report": ("EvalReport",),
     "mmsearch.retrieval.explain": ("HeatMap",),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
+    "mmsearch.retrieval.rerank": ("RerankCandidate", "Reranker"),
     "mmsearch.retrieval.query": ("ImageClause", "ItemClause", "Query", "TextClause"),
     "mmsearch.retrieval.types": (
         "Answer",
@@ -105,6 +108,7 @@ _HOMES = {
         "Picture",
         "ReindexReport",
         "Report",
+        "Reranking",
         "RootInfo",
         "TagCount",
         "TagReport",
@@ -151,6 +155,9 @@ __all__ = [
     "QuerySyntaxError",
     "ReindexReport",
     "Report",
+    "RerankCandidate",
+    "Reranker",
+    "Reranking",
     "RootInfo",
     "TagCount",
     "TagReport",

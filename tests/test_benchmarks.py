@@ -444,3 +444,13 @@ def test_plain_fusion_is_undone(repository: Path, monkeypatch: pytest.MonkeyPatc
     with queries.plain_fusion():
         assert queries.ranking.HYBRID_CONSTANT == 60
     assert queries.ranking.HYBRID_CONSTANT == before
+
+
+def test_rerank_times_an_adapter_beside_its_model(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rerank.json"
+    short = ["--only", "minilm", "--rounds", 1, "--texts", 3, "--batch-size", 2]
+    run_script(repository, "rerank.py", *short, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    (figure,) = result["figures"]
+    assert (figure["name"], figure["notes"]["batch"], figure["notes"]["million parameters"]) == ("minilm", 2, 22.7)
+    assert figure["value"] > 0 and len(figure["seconds"]["forward"]) == 1
