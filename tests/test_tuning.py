@@ -145,16 +145,18 @@ def test_views_are_normalised_repeatable_and_mirrored_only_on_demand(tmp_path: P
     Image.fromarray(pixels).save(tmp_path / "a.png")
     settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
     plain = Views([tmp_path / "a.png"], (16, 16), settings)
-    rows = [plain.view(0, np.random.default_rng(seed)) for seed in range(12)]
-    assert all(row.shape == (3, 16, 16) and row.dtype == np.float32 for row in rows)
+    views = [plain.view(0, np.random.default_rng(seed)) for seed in range(12)]
+    assert all(view.shape == (16, 16, 3) and view.dtype == np.uint8 for view in views)
+    rows = plain.normalise(torch.from_numpy(np.stack(views))).numpy()
+    assert rows.shape == (12, 3, 16, 16) and rows.dtype == np.float32 and rows.flags.c_contiguous
     assert all(row[0, 8, 0] == pytest.approx(2.0) and row[0, 8, -1] == pytest.approx(-2.0) for row in rows)
     assert all(row[1].max() == pytest.approx(-1.0, abs=0.05) for row in rows)
-    assert len({row.tobytes() for row in rows}) > 9
+    assert len({view.tobytes() for view in views}) > 9
     unkept = Views([tmp_path / "a.png"], (16, 16), settings, budget=0)
-    np.testing.assert_array_equal(unkept.view(0, np.random.default_rng(3)), rows[3])
+    np.testing.assert_array_equal(unkept.view(0, np.random.default_rng(3)), views[3])
     mirrored = Views([tmp_path / "a.png"], (16, 16), settings, mirror=True)
-    sides = {float(mirrored.view(0, np.random.default_rng(seed))[0, 8, 0]) for seed in range(12)}
-    assert sides == {2.0, -2.0}
+    sides = {int(mirrored.view(0, np.random.default_rng(seed))[8, 0, 0]) for seed in range(12)}
+    assert sides == {255, 0}
 
 
 def test_figures_count_every_picture_with_a_caption_as_right() -> None:

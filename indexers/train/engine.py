@@ -158,7 +158,8 @@ class Engine:
         self.task, self.plan = task, plan
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=plan.betas)
+        fused = all(one.is_cuda for group in groups for one in group["params"])
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=fused or None)
         self.step_number = 0
         self.curve: list[dict[str, float]] = []
         self._means: dict[str, float] = {}

@@ -302,8 +302,15 @@ class OpenClipEncoder:
         A tower of transformers masks what is padding, so columns that are padding in all texts are left out:
         short texts cost a fraction of a long context.
         """
+        return self.trimmed(self.padded(texts))
+
+    def padded(self, texts: Sequence[str]) -> Any:
+        """Token ids of texts, (n, max_tokens) int64 on the processor."""
         with self._tokenizing:  # fast tokenizers keep their padding settings in shared state
-            ids = self._tokenizer(list(texts))
+            return self._tokenizer(list(texts))
+
+    def trimmed(self, ids: Any) -> Any:
+        """`padded` ids without the columns that `tokens` leaves out."""
         text: Any = getattr(self.module, "text", None)
         if hasattr(text, "pooler"):
             used = (ids != text.config.pad_token_id).any(0).nonzero()
