@@ -44,10 +44,11 @@ import torch  # noqa: E402 - after torchvision's guard
 
 from mmsearch.indexers.train.contrast import softmax_loss  # noqa: E402
 from mmsearch.indexers.train.engine import Engine, Plan  # noqa: E402
-from mmsearch.indexers.train.finetune import Tuning, finetune  # noqa: E402
+from mmsearch.indexers.train.finetune import finetune  # noqa: E402
 from mmsearch.indexers.train.pairs import read_pairs  # noqa: E402
 from mmsearch.indexers.train.parts import choose, still_norms  # noqa: E402
 from mmsearch.indexers.train.saved import WEIGHTS  # noqa: E402
+from mmsearch.indexers.train.settings import Tuning  # noqa: E402
 from mmsearch.indexers.train.tuning import Batches, Embedder, TowerTask  # noqa: E402
 from mmsearch.indexers.train.views import Views  # noqa: E402
 

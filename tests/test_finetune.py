@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsearch.indexers.train.finetune import Tuning, finetune
+from mmsearch.indexers.train.finetune import finetune
+from mmsearch.indexers.train.settings import Tuning
 from mmsearch.retrieval.encoders import cache
 from mmsearch.retrieval.encoders.models import load_encoder
-from mmsearch.retrieval.encoders.open_clip import _import_open_clip
+from mmsearch.retrieval.encoders.open_clip import OpenClipEncoder, _import_open_clip
 from mmsearch.retrieval.errors import ModelUnavailable, TrainingFailed, UsageError
 
 open_clip = _import_open_clip()
@@ -238,6 +239,35 @@ def test_an_index_is_trained_with_its_own_model(clip: Path, captions: Path, tmp_
     tuning = Tuning(batch_size=16, epochs=1, holdout=0.0)
     report = finetune(tmp_path / "index", tmp_path / "out", model="auto", tuning=tuning, device="cpu", threads=1)
     assert (report.base, report.pictures, report.captions) == (f"local-dir:{clip}", 48, 8)
+
+
+def test_hard_negatives_of_the_first_epoch_come_out_of_the_index(
+    clip: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmsearch import Index
+    from mmsearch.indexers.train.pairs import read_pairs, stored_images
+    from mmsearch.indexers.train.tuning import Embedder
+    from mmsearch.indexers.train.views import Views
+
+    with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
+        index.add(captions)
+    pairs = read_pairs(tmp_path / "index", holdout=0.25)
+    encoder = load_encoder(f"local-dir:{clip}", device="cpu")
+    assert isinstance(encoder, OpenClipEncoder)
+    stored = stored_images(tmp_path / "index", pairs, [encoder.identity])
+    embedder = Embedder(encoder, pairs, Views(pairs.paths, encoder.image_size, encoder.settings))
+    np.testing.assert_allclose(stored, embedder.images(pairs.train), atol=2e-3)
+    assert stored_images(tmp_path / "index", pairs, ["another model"]) is None
+
+    def embed(*arguments: Any) -> None:
+        raise AssertionError("pictures were embedded")
+
+    monkeypatch.setattr(Embedder, "images", embed)
+    tuning = Tuning(batch_size=16, epochs=1, holdout=0.0, hard_negatives=2)
+    report = finetune(tmp_path / "index", tmp_path / "out", tuning=tuning, device="cpu", threads=1)
+    assert report.ending == "done"
+    with pytest.raises(AssertionError, match="pictures were embedded"):
+        tune(captions, tmp_path / "without", clip, epochs=1, holdout=0.0, hard_negatives=2)
 
 
 def test_a_bare_index_says_how_pictures_get_captions(clip: Path, captions: Path, tmp_path: Path) -> None:

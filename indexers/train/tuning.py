@@ -223,10 +223,20 @@ class TowerTask(_Contrastive):
         steps: in all; none is prepared beyond.
         loss: `softmax` or `sigmoid`.
         threads: that cut views.
+        stored: (n, dim) embeddings of the training pictures by the base, for the hard negatives of the first epoch;
+            without them they are computed.
     """
 
-    def __init__(self, embedder: Embedder, batches: Batches, steps: int, loss: str, threads: int = 2) -> None:
-        self.model = embedder.encoder.module
+    def __init__(
+        self,
+        embedder: Embedder,
+        batches: Batches,
+        steps: int,
+        loss: str,
+        threads: int = 2,
+        stored: Rows | None = None,
+    ) -> None:
+        self.model, self._stored = embedder.encoder.module, stored
         super().__init__(batches, loss, torch.device(embedder.encoder.device))
         self._embedder, self._steps = embedder, steps
         self._cutters = ThreadPoolExecutor(threads)
@@ -290,7 +300,9 @@ class TowerTask(_Contrastive):
 
     def _embed_train(self) -> tuple[Rows, Rows]:
         pairs = self.batches.pairs
-        return self._embedder.images(pairs.train), self._embedder.texts(captions_of(pairs, pairs.train))
+        known = self._stored if self._epoch < 0 else None  # later the towers are no longer the base's
+        images = self._embedder.images(pairs.train) if known is None else known
+        return images, self._embedder.texts(captions_of(pairs, pairs.train))
 
     def held_figures(self) -> Figures:
         """Of the held-out part, with the weights of now."""
