@@ -416,3 +416,25 @@ def test_settings_that_cannot_be_meant(options: dict[str, Any], clip: Path, capt
 def test_a_model_that_is_none_of_open_clip_is_refused(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only models of open_clip"):
         finetune(captions, tmp_path / "out", model="fake")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_cuda_learns_in_bfloat16_and_goes_on(
+    kind: str, captions: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = f"local-dir:{request.getfixturevalue(kind)}"
+
+    def stop(progress: Any) -> None:
+        if progress.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    tuning = Tuning(**QUICK, hard_negatives=1)
+    first = finetune(captions, tmp_path / "out", model=model, tuning=tuning, device="cuda", observe=stop)
+    assert (first.ending, first.steps) == ("interrupted", 5)
+    report = finetune(captions, tmp_path / "out", model=model, tuning=tuning, device="cuda")
+    for way in ("text_to_image", "image_to_text"):
+        assert report.after[way]["mrr"] > report.before[way]["mrr"] + 0.1
+    here = load_encoder(report.model, device="cpu")  # type: ignore[arg-type]
+    assert here.identity == report.identity
+    assert {str(value.dtype) for value in state(tmp_path / "out").values()} <= {"torch.float32", "torch.int64"}
