@@ -232,12 +232,14 @@ def test_the_captions_of_an_index_are_learned(captions: Path, tmp_path: Path) ->
 
 
 def test_an_index_is_trained_with_its_own_model(clip: Path, captions: Path, tmp_path: Path) -> None:
-    from mmsearch import Index
+    import mmsearch
 
-    with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
+    with mmsearch.Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
         index.add(captions)
-    tuning = Tuning(batch_size=16, epochs=1, holdout=0.0)
-    report = finetune(tmp_path / "index", tmp_path / "out", model="auto", tuning=tuning, device="cpu", threads=1)
+    tuning = mmsearch.Tuning(batch_size=16, epochs=1, holdout=0.0)
+    source, out = str(tmp_path / "index"), str(tmp_path / "out")
+    report = mmsearch.finetune(source, out, model="auto", tuning=tuning, device="cpu", threads=1)
+    assert isinstance(report, mmsearch.TrainReport)
     assert (report.base, report.pictures, report.captions) == (f"local-dir:{clip}", 48, 8)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -79,12 +80,12 @@ class _Run:
 
 
 def finetune(
-    source: Path,
-    out: Path,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     model: str = AUTO,
     tuning: Tuning | None = None,
-    images: Path | None = None,
+    images: str | os.PathLike[str] | None = None,
     split: str | None = None,
     languages: Sequence[str] = (),
     device: str | None = None,
@@ -120,7 +121,7 @@ def finetune(
     """
     tuning = tuning or Tuning()
     tuning.check()
-    out = out.absolute()
+    source, out = Path(source), Path(out).absolute()
     _check_folder(out)
     stage = stage or (lambda what, done, total: None)
     if model == AUTO and (source / CATALOG).is_file():
@@ -140,7 +141,7 @@ def finetune(
         stage("loading the model", 1, 1)
         pairs = read_pairs(
             source,
-            images=images,
+            images=None if images is None else Path(images),
             split=split,
             languages=languages,
             holdout=tuning.holdout,
