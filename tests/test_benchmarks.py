@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -446,3 +446,29 @@ def test_train_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     )
     assert f"{figure['value']:.3f}" in printed
     assert result["command"].startswith("python benchmarks/train.py --model ")
+
+
+def test_train_times_random_weights_too(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.test_finetune import TEXT, VISION
+
+    script = load_script(repository, "train", monkeypatch)
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
+    real = script.open_clip
+    tiny = SimpleNamespace(
+        get_model_config=lambda name: config if name == "tiny" else None,
+        create_model=lambda name: real.CLIP(**config),
+        get_model_preprocess_cfg=real.get_model_preprocess_cfg,
+    )
+    monkeypatch.setattr(script, "open_clip", tiny)
+    out = tmp_path / "train.json"
+    sizes = ["--device", "cpu", "--batch", "4", "--steps", "1", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--random", "tiny", *sizes, "--out", str(out)])
+    assert script.main() == 0
+    (figure,) = json.loads(out.read_text("utf-8"))["figures"]
+    assert (figure["device"], figure["precision"]) == ("cpu", "float32")
+    assert f"{figure['pairs_per_second']:,} pairs/s" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["train.py", "--random", "unheard-of"])
+    with pytest.raises(SystemExit, match="no architecture `unheard-of`"):
+        script.main()
