@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mmsearch.index import Index, open
     from mmsearch.indexers.ingest import Progress
     from mmsearch.indexers.rows import Item
+    from mmsearch.indexers.train.finetune import finetune
+    from mmsearch.indexers.train.settings import TrainReport, Tuning
     from mmsearch.retrieval.errors import (
         FilterSyntaxError,
         IndexCorrupt,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         ModelUnavailable,
         PathNotFound,
         QuerySyntaxError,
+        TrainingFailed,
         UnsafeFilesystem,
         UsageError,
     )
@@ -71,6 +74,8 @@ _HOMES = {
     "mmsearch.index": ("Index", "open"),
     "mmsearch.indexers.ingest": ("Progress",),
     "mmsearch.indexers.rows": ("Item",),
+    "mmsearch.indexers.train.finetune": ("finetune",),
+    "mmsearch.indexers.train.settings": ("TrainReport", "Tuning"),
     "mmsearch.retrieval.errors": (
         "FilterSyntaxError",
         "IndexCorrupt",
@@ -85,6 +90,7 @@ _HOMES = {
         "ModelUnavailable",
         "PathNotFound",
         "QuerySyntaxError",
+        "TrainingFailed",
         "UnsafeFilesystem",
         "UsageError",
     ),
@@ -163,10 +169,14 @@ __all__ = [
     "TagReport",
     "TaggedPicture",
     "TextClause",
+    "TrainReport",
+    "TrainingFailed",
+    "Tuning",
     "UnsafeFilesystem",
     "UsageError",
     "__version__",
     "evaluate",
+    "finetune",
     "open",
 ]
 

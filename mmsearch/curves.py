@@ -1,4 +1,4 @@
-"""Success@k as curves, a picture for each direction and language."""
+"""Success@k as curves, a picture for each direction and language; and the curves of training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from mmsearch.retrieval.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from mmsearch.retrieval.evaluate.report import EvalReport
@@ -67,6 +69,35 @@ def draw(report: EvalReport, path: Path) -> None:
         axis.legend(loc="lower right", frameon=False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_training(curve: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Draws the loss of each step, and the MRR of the held-out part where it was measured.
+
+    Args:
+        curve: what `mmsearch train` writes to curves.json.
+        path: a .png, .svg or .pdf.
+    """
+    require(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.9), layout="constrained")
+    axis = figure.subplots()
+    losses = [(row["step"], row["loss"]) for row in curve if "loss" in row]
+    axis.plot(*zip(*losses, strict=True), color="tab:grey", label="loss")
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    axis.set_ylim(bottom=0)
+    other = axis.twinx()
+    for way, words in _TITLES.items():
+        found = [(row["step"], row[f"{way} mrr"]) for row in curve if f"{way} mrr" in row]
+        if found:
+            other.plot(*zip(*found, strict=True), marker="o", label=f"{words}, held out")
+    other.set_ylim(0, 1)
+    other.set_ylabel("MRR")
+    lines = [*axis.get_lines(), *other.get_lines()]
+    axis.legend(lines, [str(line.get_label()) for line in lines], frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -24,6 +24,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mmsearch.indexers.ingest import Progress, Stage
+    from mmsearch.indexers.train.engine import Progress as Training
 
 _WORDS: dict[Stage, str] = {
     "scan": "looking for files",
@@ -32,6 +33,7 @@ _WORDS: dict[Stage, str] = {
     "merge": "tidying up",
 }
 _SECONDS_BETWEEN = 0.1
+_TRAINING = "training"
 
 
 class _FilesPerSecond(ProgressColumn):
@@ -65,6 +67,17 @@ class ProgressDisplay:
             console=console,
             transient=True,
         )
+        self._steps = Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=console,
+            transient=True,
+        )
+        self._updates: TaskID | None = None
         self._task: TaskID | None = None
         self._doing = ""
         self._stage: Stage | None = None
@@ -82,6 +95,7 @@ class ProgressDisplay:
     def pause(self) -> None:
         """Clears the lines, so that something else can be written or asked; the next call draws again."""
         self._files.stop()
+        self._steps.stop()
         self._downloads.stop()
 
     def on_run(self, progress: Progress) -> None:
@@ -111,10 +125,31 @@ class ProgressDisplay:
     def on_eval(self, what: str, done: int, total: int) -> None:
         """Shows how many pictures and captions of a set were embedded, or how many queries were asked."""
         if self._doing != what:
+            self._steps.stop()
             if self._task is not None:
                 self._files.remove_task(self._task)
             self._task, self._doing = None, what
         self._on_pictures(what, done, total)
+
+    def on_train(self, progress: Training) -> None:
+        """Shows how far training is, how fast, its loss, and how well the held-out part was found last."""
+        now = time.monotonic()
+        if self._doing == _TRAINING and progress.step < progress.steps and now - self._drawn < _SECONDS_BETWEEN:
+            return
+        self._drawn = now
+        if self._doing != _TRAINING:
+            self._files.stop()
+            if self._task is not None:
+                self._files.remove_task(self._task)
+            self._task, self._doing = None, _TRAINING
+        said = [f"{progress.rate:.2f} steps/s", *(f"{name} {value:.3f}" for name, value in progress.losses.items())]
+        mrrs = [value for name, value in progress.figures.items() if name.endswith("mrr")]
+        if mrrs:
+            said.append(f"held-out MRR {sum(mrrs) / len(mrrs):.3f}")
+        if self._updates is None:
+            self._updates = self._steps.add_task(_TRAINING, total=progress.steps, said="")
+        self._steps.start()
+        self._steps.update(self._updates, completed=progress.step, said="  ".join(said))
 
     def _on_pictures(self, doing: str, done: int, total: int) -> None:
         now = time.monotonic()

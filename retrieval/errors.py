@@ -13,6 +13,7 @@
     │   └── UnsafeFilesystem        SQLite's WAL is not safe there (network drives)
     ├── ModelMismatch               the index was made by another model
     ├── ModelUnavailable            a model's files cannot be had, or are not what they claim
+    ├── TrainingFailed              training cannot go on: a full disk, a loss that is no number
     ├── MissingExtra                an optional dependency is not installed
     └── MediaError                  one file cannot be read; listed as a failure, never ends a run
 
@@ -88,6 +89,10 @@ class ModelMismatch(MMSearchError):
 
 class ModelUnavailable(MMSearchError):
     """A model's files cannot be had here, or are not what they should be."""
+
+
+class TrainingFailed(MMSearchError):
+    """Training cannot go on; what was reached is kept."""
 
 
 class MissingExtra(MMSearchError):

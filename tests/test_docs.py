@@ -61,7 +61,10 @@ def test_the_command_reference_is_the_live_help(repository: Path, request: pytes
 
 _PAGES = [
     f"docs/{page}.md"
-    for page in ("query", "filters", "fusion", "tags", "relevance", "explain", "duplicates", "evaluation", "rerank")
+    for page in (
+        *("query", "filters", "fusion", "tags", "relevance", "explain", "duplicates"),
+        *("evaluation", "rerank", "train"),
+    )
 ]
 
 
@@ -126,7 +129,13 @@ def _numbers(value: object) -> Iterator[float]:
 
 @pytest.mark.parametrize(
     ("page", "benchmark"),
-    [("relevance", "relevance"), ("tags", "tags"), ("explain", "pointing"), ("duplicates", "search")],
+    [
+        ("relevance", "relevance"),
+        ("tags", "tags"),
+        ("explain", "pointing"),
+        ("duplicates", "search"),
+        ("train", "train"),
+    ],
 )
 def test_figures_in_tables_are_those_of_the_benchmark(repository: Path, page: str, benchmark: str) -> None:
     result = json.loads((repository / "benchmarks" / "results" / f"{benchmark}.json").read_text("utf-8"))

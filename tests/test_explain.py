@@ -279,7 +279,7 @@ def test_a_tower_of_an_unknown_kind_is_given_crops(tmp_path: Path) -> None:
     vision = {**TIMM, "timm_model_name": "test_byobnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64}
     encoder = _encoder(tmp_path / "model", vision)
     assert encoder.heat_map(_noise(64, 64), np.ones(64, np.float32)) is not None
-    encoder._model.visual.trunk.output_fmt = "NHWC"  # as Swin's is, which has no small one
+    encoder.module.visual.trunk.output_fmt = "NHWC"  # as Swin's is, which has no small one
     assert encoder.heat_map(_noise(64, 64), np.ones(64, np.float32)) is None
     assert heat_map(lambda: encoder, "a dog", _noise(64, 64)).method == "crops"
 

@@ -49,7 +49,10 @@ def main() -> int:
         if "recondition" in stage:
             recondition(student, plain, training_set.texts, stage["recondition"])
         measure = partial(quick, student)
-        Trainer(student, training_set, stage).run(arguments.work / f"checkpoint-{number}.pt", measure)
+        outcome = Trainer(student, training_set, stage, measure).run(arguments.work / f"checkpoint-{number}.pt")
+        if outcome.ending != "done":
+            sys.stderr.write(f"{outcome.ending} at step {outcome.step} of stage {number}; the same command goes on\n")
+            return 130 if outcome.ending == "interrupted" else 1
     spread(student, plain, training_set.texts, recipe["finally"]["spread"])
     figures = Measurement(preparation)(student)
     out = arguments.out or arguments.work / "bundle"

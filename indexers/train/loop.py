@@ -1,12 +1,9 @@
-"""The training loop: batches, losses, schedule, checkpoints that a later run resumes from."""
+"""The bundled model's recipe as a task of the engine: its batches and losses."""
 
 from __future__ import annotations
 
-import logging
-import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from mmsearch.indexers.train.engine import Engine, Plan
 from mmsearch.indexers.train.model import ClassPrototypes, Student
 from mmsearch.indexers.train.text import Cached
-
-log = logging.getLogger(__name__)
-
-_CHECKPOINT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,76 +63,41 @@ def _changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return changed | {name: value for name, value in changes.items() if name not in recipe}
 
 
-class Trainer:
-    """Trains a `Student` by a recipe. `step` makes one update; `run` makes all, with checkpoints."""
+class StarterTask:
+    """What the recipe of the bundled model gives the engine: batches of photos, captions and class names."""
 
-    def __init__(self, student: Student, data: TrainingSet, recipe: dict[str, Any]) -> None:
-        self.student, self.data, self.recipe = student, data, recipe
-        self.rng = np.random.default_rng(recipe["seed"])
-        torch.manual_seed(recipe["seed"])
-        settings = recipe["optimiser"]
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in student.named_parameters():
-            groups.setdefault((name.startswith("upper."), parameter.ndim > 1), []).append(parameter)
-        self.optimiser = torch.optim.AdamW(
-            [
-                {
-                    "params": parameters,
-                    "peak": settings["layers_lr" if layers else "heads_lr"],
-                    "weight_decay": settings["weight_decay"] if matrix else 0.0,
-                }
-                for (layers, matrix), parameters in groups.items()
-            ],
-            lr=0.0,
-            betas=(0.9, 0.98),
-        )
+    def __init__(
+        self,
+        student: Student,
+        data: TrainingSet,
+        recipe: dict[str, Any],
+        evaluate: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        self.model, self.data, self.recipe, self._evaluate = student, data, recipe, evaluate
         dim = recipe["model"]["dim"]
         self.queues = {name: _Queue(recipe["batch"]["queue"], dim) for name in ("english", "chinese")}
-        self.step_number = 0
         self._order: list[int] = []
+        self._latest: list[tuple[str, torch.Tensor, torch.Tensor]] = []
 
-    def run(self, checkpoint: Path, evaluate: Any = None) -> None:
-        """Train to the recipe's last step; goes on from `checkpoint` where it exists."""
-        if checkpoint.exists():
-            self.restore(checkpoint)
-        steps = self.recipe["optimiser"]["steps"]
-        saved = began = time.monotonic()
-        first = self.step_number
-        losses: dict[str, float] = {}
-        while self.step_number < steps:
-            for name, value in self.step().items():
-                losses[name] = losses.get(name, value) * 0.95 + value * 0.05
-            if self.step_number % 20 == 0:
-                pace = (time.monotonic() - began) / (self.step_number - first)
-                shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-                log.info("step %d/%d  %.2f s/step  %s", self.step_number, steps, pace, shown)
-            if time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                self.save(checkpoint)
-                if evaluate is not None:
-                    log.info("step %d  %s", self.step_number, evaluate())
-                saved = time.monotonic()
-        self.save(checkpoint)
-
-    def step(self) -> dict[str, float]:
-        """One batch, one update; the losses by name."""
-        recipe, rng, student = self.recipe, self.rng, self.student
-        self._schedule()
-        student.train()
-        photos = self._photos(recipe["batch"]["photos"])
+    def losses(self, step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Captions against photos in both languages, class names, the backbone's opinion, caption against caption."""
+        recipe, student = self.recipe, self.model
+        photos = self._photos(recipe["batch"]["photos"], rng)
         others = rng.choice(len(self.data.english), recipe["batch"]["negatives"], replace=False)
         others = others[~np.isin(others, photos)]
-        classes = self._classes(photos, recipe["batch"]["classes"])
+        classes = self._classes(photos, recipe["batch"]["classes"], rng)
         n, c = len(photos), len(classes)
 
-        captions = [self._draw(self.data.english, photos), self._draw(self.data.chinese, photos)]
-        texts = student.embed_texts(self.data.texts, np.concatenate([*captions, self._class_names(classes)]))
+        captions = [_draw(self.data.english, photos, rng), _draw(self.data.chinese, photos, rng)]
+        names_of = self._class_names(classes, rng)
+        texts = student.embed_texts(self.data.texts, np.concatenate([*captions, names_of]))
         english, chinese, names = texts[:n], texts[n : 2 * n], texts[2 * n :]
         pseudo = self.data.prototypes.sample(classes, recipe["features"]["pseudo_noise"], rng)
-        features = np.concatenate([self._features(photos), self._features(others), pseudo])
+        features = np.concatenate([self._features(photos, rng), self._features(others, rng), pseudo])
         images = student.image_head(torch.from_numpy(features))
         own, pool, places = images[:n], images[: n + len(others)], images[n + len(others) :]
 
-        scale, weights = student.scale(), self._loss_weights()
+        scale, weights = student.scale(), self._loss_weights(step)
         ids = torch.from_numpy(photos)
         losses = {
             "english": self._contrast(english, own, pool, ids, "english", scale),
@@ -157,20 +116,34 @@ class Trainer:
         losses["captions"] = weights["captions"] * (
             self._cross_entropy(across, order) + self._cross_entropy(across.T, order)
         )
-        total = torch.stack(list(losses.values())).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        self.optimiser.step()
-        self.queues["english"].push(english, ids)
-        self.queues["chinese"].push(chinese, ids)
-        self.step_number += 1
-        return {name: float(value.detach()) for name, value in losses.items()}
+        self._latest = [("english", english, ids), ("chinese", chinese, ids)]
+        return losses
 
-    def _loss_weights(self) -> dict[str, float]:
+    def after_update(self) -> None:
+        """Puts the captions of the step into the queues."""
+        for name, rows, photos in self._latest:
+            self.queues[name].push(rows, photos)
+
+    def measure(self) -> tuple[float, dict[str, float]]:
+        """Figures to watch; the recipe's last step is its result whatever they are."""
+        figures = self._evaluate() if self._evaluate else {}
+        return sum(figures.values()), figures
+
+    def state(self) -> dict[str, Any]:
+        """The queues, and the photos that are still to come in this round."""
+        queues = {name: (queue.rows, queue.photos) for name, queue in self.queues.items()}
+        return {"order": self._order, "queues": queues}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over a `state`."""
+        self._order = state["order"]
+        for name, (rows, photos) in state["queues"].items():
+            self.queues[name].rows, self.queues[name].photos = rows, photos
+
+    def _loss_weights(self, step: int) -> dict[str, float]:
         weights = dict(self.recipe["loss"])
         late = weights.pop("late", None)
-        if late and self.step_number >= late["from_step"]:
+        if late and step >= late["from_step"]:
             weights |= late
         return weights
 
@@ -201,65 +174,64 @@ class Trainer:
         loss: torch.Tensor = -((1 - smoothing) * wanted + smoothing * uniform).mean()
         return loss
 
-    def _photos(self, count: int) -> NDArray[np.int64]:
+    def _photos(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if len(self._order) < count:
-            self._order = self.rng.permutation(len(self.data.english)).tolist()
+            self._order = rng.permutation(len(self.data.english)).tolist()
         chosen, self._order = self._order[:count], self._order[count:]
         return np.array(chosen)
 
-    def _features(self, photos: NDArray[np.int64]) -> NDArray[np.float32]:
-        views = self.rng.integers(0, self.recipe["features"]["views"], len(photos))
+    def _features(self, photos: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+        views = rng.integers(0, self.recipe["features"]["views"], len(photos))
         return np.stack([self.data.views[v][p] for v, p in zip(views, photos, strict=True)]).astype(np.float32)
 
-    def _draw(self, captions: list[NDArray[np.int64]], photos: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.array([self.rng.choice(captions[p]) for p in photos])
-
-    def _classes(self, photos: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    def _classes(self, photos: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Distinct classes: a third are what the teacher sees in these photos, the rest are random."""
         seen = np.argsort(-self.data.teacher[photos], axis=1)[:, :3].ravel()
-        seen = self.rng.permutation(np.unique(seen))[: count // 3]
-        rest = self.rng.permutation(self.data.teacher.shape[1])
+        seen = rng.permutation(np.unique(seen))[: count // 3]
+        rest = rng.permutation(self.data.teacher.shape[1])
         return np.concatenate([seen, rest[~np.isin(rest, seen)][: count - len(seen)]])
 
-    def _class_names(self, classes: NDArray[np.int64]) -> NDArray[np.int64]:
-        languages = self.rng.choice(["en", "zh", "other"], len(classes), p=[0.5, 0.25, 0.25])
+    def _class_names(self, classes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        languages = rng.choice(["en", "zh", "other"], len(classes), p=[0.5, 0.25, 0.25])
         return np.array(
-            [self.rng.choice(self.data.classes[c][language]) for c, language in zip(classes, languages, strict=True)]
+            [rng.choice(self.data.classes[c][language]) for c, language in zip(classes, languages, strict=True)]
         )
 
-    def _schedule(self) -> None:
-        settings = self.recipe["optimiser"]
-        if self.step_number < settings["warmup"]:
-            share = (self.step_number + 1) / settings["warmup"]
-        else:
-            done = (self.step_number - settings["warmup"]) / (settings["steps"] - settings["warmup"])
-            share = 0.5 * (1 + math.cos(math.pi * done))
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * share
 
-    def save(self, path: Path) -> None:
-        """Write everything that the next step depends on; the old checkpoint lives until the new one is whole."""
-        state = {
-            "student": self.student.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step_number,
-            "order": self._order,
-            "rng": self.rng.bit_generator.state,
-            "torch_rng": torch.get_rng_state(),
-            "queues": {name: (queue.rows, queue.photos) for name, queue in self.queues.items()},
-        }
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
+def _draw(captions: list[NDArray[np.int64]], photos: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    return np.array([rng.choice(captions[p]) for p in photos])
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same recipe."""
-        state = torch.load(path, weights_only=True)
-        self.student.load_state_dict(state["student"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step_number, self._order = state["step"], state["order"]
-        self.rng.bit_generator.state = state["rng"]
-        torch.set_rng_state(state["torch_rng"])
-        for name, (rows, photos) in state["queues"].items():
-            self.queues[name].rows, self.queues[name].photos = rows, photos
-        log.info("resumed at step %d from %s", self.step_number, path)
+
+class Trainer(Engine):
+    """Trains a `Student` by a recipe.
+
+    Args:
+        student: changed in place.
+        data: what the steps draw from.
+        recipe: a stage of a recipe.
+        evaluate: gives figures to watch beside the checkpoints.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        data: TrainingSet,
+        recipe: dict[str, Any],
+        evaluate: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        settings = recipe["optimiser"]
+        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for name, parameter in student.named_parameters():
+            groups.setdefault((name.startswith("upper."), parameter.ndim > 1), []).append(parameter)
+        super().__init__(
+            StarterTask(student, data, recipe, evaluate),
+            Plan(steps=settings["steps"], warmup=settings["warmup"], seed=recipe["seed"]),
+            [
+                {
+                    "params": parameters,
+                    "peak": settings["layers_lr" if layers else "heads_lr"],
+                    "weight_decay": settings["weight_decay"] if matrix else 0.0,
+                }
+                for (layers, matrix), parameters in groups.items()
+            ],
+        )

@@ -29,6 +29,9 @@ from mmsearch.cli import tagging as tagging
 from mmsearch.cli import evaluation as evaluation
 
 # isort: split
+from mmsearch.cli import training as training
+
+# isort: split
 from mmsearch.cli import upkeep as upkeep
 from mmsearch.cli.app import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_NO_INDEX, EXIT_USAGE, app
 from mmsearch.cli.talk import hush, log_handler

@@ -138,6 +138,16 @@ def _files(folder: Path, weights: Path, access: hub.Hub) -> ModelFiles:
     )
 
 
+def architecture(files: ModelFiles) -> dict[str, Any]:
+    """The `model_cfg` that a model is built from."""
+    if files.source.startswith("local-dir:"):
+        folder = Path(files.source.removeprefix("local-dir:"))
+        found = json.loads((folder / cache.CONFIG).read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        found = _import_open_clip().get_model_config(files.source)
+    return dict(found)
+
+
 def _tokenizer_folder(text: dict[str, Any], folder: Path | None, access: hub.Hub) -> Path | None:
     """The folder of the transformers tokenizer that a model wants; None if it wants CLIP's own."""
     name = text.get("hf_tokenizer_name")
@@ -175,6 +185,9 @@ class OpenClipEncoder:
 
     Attributes:
         languages: ISO 639 codes of its texts; `mul` for many, () if not known.
+        files: what it was built from.
+        module: the model itself, for training.
+        settings: open_clip's `preprocess_cfg` of it.
 
     Raises:
         UsageError: a device that is not here, or an unknown precision.
@@ -198,18 +211,20 @@ class OpenClipEncoder:
         self._placement = Placement(device, precision, threads)
         self._device = self._placement.device
         self.name = name
+        self.files = files
         self.device = str(self._device)
         self.precision = self._placement.precision
         self.batch_size = batch_size or _BATCH[self._placement.kind]
         self._text_batch = _TEXT_BATCH[self._placement.kind]
         self._tokenizing = threading.Lock()
-        self._model = _build(open_clip, files)
-        settings = open_clip.get_model_preprocess_cfg(self._model)
+        self.module = _build(open_clip, files)
+        settings = open_clip.get_model_preprocess_cfg(self.module)
+        self.settings: dict[str, Any] = settings
         self._resize_mode = settings.get("resize_mode") or "shortest"
         self._transform_of = functools.cache(lambda times: _transform(open_clip, settings, times))
         self._transform = self._transform_of(1)
         self._tokenizer = _tokenizer(open_clip, files)
-        self._model = self._model.to(self._device).eval()
+        self.module = self.module.to(self._device).eval()
         height, width = _pair(settings["size"])
         self.image_size = (height, width)
         self.max_tokens = int(self._tokenizer.context_length)
@@ -227,7 +242,7 @@ class OpenClipEncoder:
         import numpy as np
 
         return self._rows(
-            self._model.encode_image,
+            self.module.encode_image,
             (
                 self._torch.from_numpy(np.stack(arrays[start : start + self.batch_size]))
                 for start in range(0, len(arrays), self.batch_size)
@@ -237,8 +252,8 @@ class OpenClipEncoder:
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts to (n, dim) float32 rows of length 1; texts over `max_tokens` are cut at the end."""
         return self._rows(
-            self._model.encode_text,
-            (self._tokens(texts[start : start + self._text_batch]) for start in range(0, len(texts), self._text_batch)),
+            self.module.encode_text,
+            (self.tokens(texts[start : start + self._text_batch]) for start in range(0, len(texts), self._text_batch)),
         )
 
     def heat_map(self, image: Image.Image, row: NDArray[np.float32]) -> Cells | None:
@@ -249,7 +264,7 @@ class OpenClipEncoder:
         def pixels(times: int) -> Any:
             return self._transform_of(times)(image)[None].to(self._device)
 
-        found = score_cells(self._model.visual, pixels, self._torch.from_numpy(row).to(self._device))
+        found = score_cells(self.module.visual, pixels, self._torch.from_numpy(row).to(self._device))
         return found and Cells(*found, self._box(image.size))
 
     def _box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -276,9 +291,26 @@ class OpenClipEncoder:
             ).input_ids
             return len(ids) + (3 if marks else 0)
 
-    def _tokens(self, texts: Sequence[str]) -> Any:
+    def tokens(self, texts: Sequence[str]) -> Any:
+        """Texts as the token ids that the model takes, (n, length) int64 on the processor.
+
+        A tower of transformers masks what is padding, so columns that are padding in all texts are left out:
+        short texts cost a fraction of a long context.
+        """
+        return self.trimmed(self.padded(texts))
+
+    def padded(self, texts: Sequence[str]) -> Any:
+        """Token ids of texts, (n, max_tokens) int64 on the processor."""
         with self._tokenizing:  # fast tokenizers keep their padding settings in shared state
             return self._tokenizer(list(texts))
+
+    def trimmed(self, ids: Any) -> Any:
+        """`padded` ids without the columns that `tokens` leaves out."""
+        text: Any = getattr(self.module, "text", None)
+        if hasattr(text, "pooler"):
+            used = (ids != text.config.pad_token_id).any(0).nonzero()
+            ids = ids[:, : int(used[-1]) + 1 if len(used) else 1]
+        return ids
 
     def _rows(self, encode: Callable[[Any], Any], batches: Iterator[Any]) -> NDArray[np.float32]:
         import numpy as np
