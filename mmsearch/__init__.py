@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mmsearch.index import Index, open
     from mmsearch.indexers.ingest import Progress
     from mmsearch.indexers.rows import Item
+    from mmsearch.indexers.train.finetune import finetune
+    from mmsearch.indexers.train.settings import TrainReport, Tuning
     from mmsearch.retrieval.errors import (
         FilterSyntaxError,
         IndexCorrupt,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluate.report import EvalReport
     from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import ImageClause, ItemClause, Query, TextClause
+    from mmsearch.retrieval.rerank import RerankCandidate, Reranker
     from mmsearch.retrieval.store.doctor import Diagnosis, Problem
     from mmsearch.retrieval.types import (
         Answer,
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
         Picture,
         ReindexReport,
         Report,
+        Reranking,
         RootInfo,
         TagCount,
         TaggedPicture,
@@ -70,6 +74,8 @@ _HOMES = {
     "mmsearch.index": ("Index", "open"),
     "mmsearch.indexers.ingest": ("Progress",),
     "mmsearch.indexers.rows": ("Item",),
+    "mmsearch.indexers.train.finetune": ("finetune",),
+    "mmsearch.indexers.train.settings": ("TrainReport", "Tuning"),
     "mmsearch.retrieval.errors": (
         "FilterSyntaxError",
         "IndexCorrupt",
@@ -91,6 +97,7 @@ _HOMES = {
     "mmsearch.retrieval.evaluate.report": ("EvalReport",),
     "mmsearch.retrieval.explain": ("HeatMap",),
     "mmsearch.retrieval.store.doctor": ("Diagnosis", "Problem"),
+    "mmsearch.retrieval.rerank": ("RerankCandidate", "Reranker"),
     "mmsearch.retrieval.query": ("ImageClause", "ItemClause", "Query", "TextClause"),
     "mmsearch.retrieval.types": (
         "Answer",
@@ -107,6 +114,7 @@ _HOMES = {
         "Picture",
         "ReindexReport",
         "Report",
+        "Reranking",
         "RootInfo",
         "TagCount",
         "TagReport",
@@ -153,16 +161,22 @@ __all__ = [
     "QuerySyntaxError",
     "ReindexReport",
     "Report",
+    "RerankCandidate",
+    "Reranker",
+    "Reranking",
     "RootInfo",
     "TagCount",
     "TagReport",
     "TaggedPicture",
     "TextClause",
+    "TrainReport",
     "TrainingFailed",
+    "Tuning",
     "UnsafeFilesystem",
     "UsageError",
     "__version__",
     "evaluate",
+    "finetune",
     "open",
 ]
 

@@ -14,7 +14,7 @@ from mmsearch.output import plain, safe, say, write, write_json, write_path0
 from mmsearch.retrieval.lexicon import has_unspaced
 
 if TYPE_CHECKING:
-    from mmsearch.retrieval.types import Answer, Explanation, GroupBy, Hit, HitExplanation
+    from mmsearch.retrieval.types import Answer, Explanation, GroupBy, Hit, HitExplanation, Reranking
 
 _SNIPPET = 160
 _BEFORE = 40
@@ -93,7 +93,7 @@ def explanation_lines(answer: Answer) -> list[str]:
     for hit in answer.hits:
         lines += ["", f"{hit.rank}  {safe(shown_path(hit))}"]
         if hit.item_id in explained:
-            lines += [f"   {line}" for line in _reasons(explained[hit.item_id])]
+            lines += [f"   {line}" for line in _reasons(explained[hit.item_id], hit.rank_before)]
     return lines
 
 
@@ -199,10 +199,16 @@ def _write_table(
 ) -> None:
     rank_width = max(len(str(hit.rank)) for hit in hits)
     rated = any(hit.relevance is not None for hit in hits)
-    head = f"{'#':>{rank_width}}  {'score':>7}" + ("  relevance" if rated else "") + "  "
+    reranked = [len(str(hit.rank_before)) for hit in hits if hit.rank_before is not None]
+    before_width = max(len("before"), *reranked) if reranked else 0
+    head = f"{'#':>{rank_width}}  " + (f"{'before':>{before_width}}  " if reranked else "")
+    head += f"{'score':>7}" + ("  relevance" if rated else "") + "  "
     write(f"{head}path")
     for hit in hits:
-        cells = [f"{hit.rank:>{rank_width}}", f"{hit.score:>7.4f}"]
+        cells = [f"{hit.rank:>{rank_width}}"]
+        if reranked:
+            cells.append(f"{'-' if hit.rank_before is None else hit.rank_before:>{before_width}}")
+        cells.append(f"{hit.score:>7.4f}")
         if rated:
             cells.append(f"{'-' if hit.relevance is None else f'{hit.relevance:.2f}':>9}")
         cells.append(safe(shown_path(hit)))
@@ -248,7 +254,8 @@ def _explained(explanation: Explanation | None) -> dict[int, HitExplanation]:
 def _explanation_object(explanation: Explanation, found: HitExplanation | None) -> dict[str, Any]:
     shared: dict[str, Any] = plain(explanation)
     del shared["hits"]
-    own: dict[str, Any] = plain(found) if found is not None else {"clauses": [], "ranks": {}, "words": []}
+    nothing: dict[str, Any] = {"clauses": [], "ranks": {}, "words": [], "rerank_score": None, "rerank_ms": None}
+    own: dict[str, Any] = plain(found) if found is not None else nothing
     own.pop("item_id", None)
     return shared | own
 
@@ -261,6 +268,8 @@ def _facts(explanation: Explanation) -> list[tuple[str, str]]:
             facts.append(("selectivity", f"{_percent(explanation.selectivity)} of the items"))
         if explanation.plan is not None:
             facts.append(("plan", explanation.plan))
+    if explanation.rerank is not None:
+        facts.append(("rerank", _reranking(explanation.rerank)))
     if explanation.background:
         spread = (f"{name} {mean:.4f} ± {width:.4f}" for name, (mean, width) in explanation.background.items())
         facts.append(("background", ", ".join(spread)))
@@ -270,8 +279,20 @@ def _facts(explanation: Explanation) -> list[tuple[str, str]]:
     return facts
 
 
-def _reasons(found: HitExplanation) -> list[str]:
+def _reranking(rerank: Reranking) -> str:
+    budget = "" if rerank.budget_ms is None else f" in {rerank.budget_ms:,} ms"
+    said = f"{rerank.reranker}: {rerank.scored:,} of {rerank.candidates:,} scored, depth {rerank.depth:,}{budget}"
+    if rerank.failure is not None:
+        said += f"; failed: {rerank.failure}"
+    return f"{said}; time is up" if rerank.out_of_time else said
+
+
+def _reasons(found: HitExplanation, rank_before: int | None) -> list[str]:
     lines = []
+    if rank_before is not None:
+        score = "not scored" if found.rerank_score is None else f"score {found.rerank_score:.4f}"
+        spent = "" if found.rerank_ms is None else f", {found.rerank_ms:,.1f} ms"
+        lines.append(f"rerank  {score}, rank {rank_before:,} before{spent}")
     if found.clauses:
         lines.append("weight   score  contribution  clause")
     for clause in found.clauses:

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Unpack
 from mmsearch.additions import batches, joined, sorted_out
 from mmsearch.encoders import VECTORS, Encoders
 from mmsearch.lease import Lease
+from mmsearch.rerankers import Rerankers
 from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, ModelMismatch, UsageError
+from mmsearch.retrieval.options import DEPTH
 from mmsearch.retrieval.types import (
     Answer,
     DuplicateReport,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.explain import HeatMap
     from mmsearch.retrieval.query import Query
+    from mmsearch.retrieval.rerank import Reranker
     from mmsearch.retrieval.store.doctor import Diagnosis
     from mmsearch.retrieval.store.local import LocalStore
     from mmsearch.retrieval.store.reader import Snapshot
@@ -129,6 +132,14 @@ class Index:
             precision=precision,
             threads=threads,
             batch_size=batch_size,
+            offline=offline,
+            confirm=confirm,
+            progress=download,
+        )
+        self._rerankers = Rerankers(
+            device=device,
+            precision=precision,
+            threads=threads,
             offline=offline,
             confirm=confirm,
             progress=download,
@@ -470,6 +481,9 @@ class Index:
         sort: SortBy = "relevance",
         min_relevance: float = 0.0,
         include_self: bool = False,
+        rerank: str | Reranker | None = None,
+        depth: int = DEPTH,
+        budget_ms: int | None = None,
     ) -> Answer:
         """The k best hits for a query. What is given of `query`, `image`, `vector`, `plus`, `minus` is combined.
 
@@ -493,18 +507,30 @@ class Index:
             sort: `relevance`, or `date` for the same hits, newest first.
             min_relevance: 0 to 1, leave out hits of less relevance.
             include_self: keep items with the content of a query image, and the items of `id:` clauses.
+            rerank: what reads the query with each of the first candidates and orders them anew: a name (`minilm`,
+                `blip-itm`, `hf-hub:ORG/NAME`, `local-dir:PATH`), or a reranker of yours (docs/rerank.md). One that is
+                named is downloaded if it has to be, and kept.
+            depth: how many candidates are reranked, before anything is left out or collapsed.
+            budget_ms: how long that may take, without loading the reranker; what it has not scored by then comes
+                after what it has.
 
         Raises:
             UsageError: the query cannot be meant (empty, k < 1, ...).
             QuerySyntaxError: the query cannot be read; FilterSyntaxError: the filter cannot.
             IndexNotFound: there is no index at this path yet.
             ModelMismatch: the index was made by another model than the one named.
+            ModelUnavailable: the reranker cannot be had; MissingExtra: a package that it needs is not installed.
         """
         from mmsearch.retrieval.searcher import Searcher
 
         with self._snapshot() as snapshot:
             self._require_model(snapshot.model)
-            searcher = Searcher(snapshot, lambda: self._encoders.get(snapshot.model))
+            searcher = Searcher(
+                snapshot,
+                lambda: self._encoders.get(snapshot.model),
+                reranker=self._rerankers.get,
+                scorer=self._rerankers.scorer() if rerank is not None else None,
+            )
             return searcher.search(
                 query,
                 image=Path(image) if isinstance(image, os.PathLike) else image,
@@ -523,6 +549,9 @@ class Index:
                 sort=sort,
                 min_relevance=min_relevance,
                 include_self=include_self,
+                rerank=rerank,
+                depth=depth,
+                budget_ms=budget_ms,
             )
 
     def heat_map(self, query: str, image: str | os.PathLike[str] | bytes | Image.Image) -> HeatMap:

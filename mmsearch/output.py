@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from mmsearch.indexers.plan import RunEstimate
     from mmsearch.retrieval.encoders.models import ModelStatus
+    from mmsearch.retrieval.rerank.models import RerankerStatus
     from mmsearch.retrieval.store.doctor import Diagnosis
     from mmsearch.retrieval.types import (
         DuplicateReport,
@@ -274,6 +275,29 @@ def write_models(models: Sequence[ModelStatus], *, people: bool) -> None:
         for model in models
     ]
     head = ("name", "state", "download", "languages", "COCO", "Flickr30k", "licence", "notes")
+    _write_rows(head, rows, people=people, narrow=("name", "state", "COCO", "Flickr30k"))
+
+
+def write_rerankers(models: Sequence[RerankerStatus], *, people: bool) -> None:
+    """The rerankers that can be named, as `write_models`."""
+    rows = [
+        (
+            model.name,
+            model.state,
+            _size(model.download_bytes),
+            " ".join(model.languages),
+            model.reads,
+            model.licence,
+            "; ".join(part for part in (model.summary, model.why) if part),
+        )
+        for model in models
+    ]
+    head = ("reranker", "state", "download", "languages", "reads", "licence", "notes")
+    _write_rows(head, rows, people=people, narrow=("reranker", "state"))
+
+
+def _write_rows(head: Sequence[str], rows: Sequence[Sequence[str]], *, people: bool, narrow: Sequence[str]) -> None:
+    """A table for people, tab-separated lines otherwise; the columns `narrow` are never folded."""
     if not people:
         for row in (head, *rows):
             write("\t".join(safe(cell) for cell in row))
@@ -284,7 +308,7 @@ def write_models(models: Sequence[ModelStatus], *, people: bool) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in head:
-        table.add_column(name, no_wrap=name in ("name", "state", "COCO", "Flickr30k"), overflow="fold")
+        table.add_column(name, no_wrap=name in narrow, overflow="fold")
     for row in rows:
         table.add_row(*(Text(safe(cell)) for cell in row))
     Console().print(table)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from mmsearch.retrieval.errors import UsageError
-from mmsearch.retrieval.types import FusionMethod, GroupBy, Mode, Selection, SortBy
+from mmsearch.retrieval.types import FusionMethod, GroupBy, Modality, Mode, Selection, SortBy
+
+if TYPE_CHECKING:
+    from mmsearch.retrieval.rerank import Reranker
+
+DEPTH = 50
+"""How many candidates are reranked, unless a search says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,9 @@ class SearchOptions:
     sort: SortBy = "relevance"
     min_relevance: float = 0.0
     include_self: bool = False
+    rerank: str | Reranker | None = None
+    depth: int = DEPTH
+    budget_ms: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", _whole(self.k, "k", 1))
@@ -48,6 +57,27 @@ class SearchOptions:
         for name, share in (("diverse", self.diverse), ("min_relevance", self.min_relevance)):
             if not _is_share(share):
                 raise UsageError(f"{name} must be between 0 and 1, not {share}")
+        object.__setattr__(self, "depth", _whole(self.depth, "depth", 1))
+        if self.budget_ms is not None:
+            object.__setattr__(self, "budget_ms", _whole(self.budget_ms, "budget_ms", 1))
+            if self.rerank is None:
+                raise UsageError("budget_ms is the time for reranking: name a reranker, or leave it out")
+        if self.rerank is not None:
+            _check_reranker(self.rerank)
+
+
+def _check_reranker(rerank: Any) -> None:
+    if isinstance(rerank, str):
+        from mmsearch.retrieval.rerank.models import parse_name
+
+        parse_name(rerank)
+        return
+    for name in ("name", "identity", "modalities", "batch_size", "score"):
+        if not hasattr(rerank, name):
+            raise UsageError(f"rerank {rerank!r} is neither the name of a reranker nor one: it has no {name}")
+    _whole(rerank.batch_size, "batch_size of a reranker", 1)
+    if not set(rerank.modalities) or not set(rerank.modalities) <= set(get_args(Modality)):
+        raise UsageError(f"the modalities of a reranker are {', '.join(get_args(Modality))}, not {rerank.modalities!r}")
 
 
 def _is_share(value: Any) -> bool:

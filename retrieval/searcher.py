@@ -1,4 +1,4 @@
-"""From a query to an answer: embed its clauses, rank, shape, and fill in what people want to see."""
+"""From a query to an answer: embed its clauses, rank, rerank, shape, and fill in what people want to see."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmsearch.retrieval.encoders import Encoder
+    from mmsearch.retrieval.rerank import Reranker
+    from mmsearch.retrieval.rerank.scoring import Scorer
+    from mmsearch.retrieval.rerank.stage import RerankStage
     from mmsearch.retrieval.store.reader import ItemRecord, Snapshot
     from mmsearch.retrieval.store.records import Condition
 
@@ -48,10 +51,21 @@ class Searcher:
     Args:
         snapshot: one generation of an index; the caller closes it.
         encoder: gives the index's encoder; called only for queries that need one.
+        reranker: gives the reranker of a name; loads it by default.
+        scorer: asks rerankers. Pages fit together, even where time is up, if their searches have the same one.
     """
 
-    def __init__(self, snapshot: Snapshot, encoder: Callable[[], Encoder]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        encoder: Callable[[], Encoder],
+        *,
+        reranker: Callable[[str], Reranker] | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
         self._snapshot = snapshot
+        self._reranker = reranker
+        self._scorer = scorer
         self._clauses = ClauseEncoder(snapshot, encoder)
         self._calibration = Calibration(snapshot)
 
@@ -71,10 +85,12 @@ class Searcher:
             UsageError: nothing to look for; a query, a filter or an option that cannot be meant.
             PathNotFound: a picture of the query does not exist.
             MediaError: a picture of the query cannot be read.
+            ModelUnavailable: the reranker cannot be had.
         """
         wanted = SearchOptions(**options)
         composed = _composed(query, image, plus, minus)
-        return _Search(self._snapshot, self._clauses, self._calibration, composed, vector, wanted).run()
+        reranking = self._reranker, self._scorer
+        return _Search(self._snapshot, self._clauses, self._calibration, reranking, composed, vector, wanted).run()
 
 
 def _composed(
@@ -100,6 +116,7 @@ class _Search:
         snapshot: Snapshot,
         encoder: ClauseEncoder,
         calibration: Calibration,
+        reranking: tuple[Callable[[str], Reranker] | None, Scorer | None],
         query: Query | None,
         vector: ArrayLike | None,
         options: SearchOptions,
@@ -109,6 +126,7 @@ class _Search:
         self._snapshot = snapshot
         self._encoder = encoder
         self._calibration = calibration
+        self._reranking = reranking
         self._query = query
         self._vector = vector
         self._options = options
@@ -139,11 +157,13 @@ class _Search:
             left_out=frozenset[int]().union(*own),
             timed=self._timed,
         )
-        shaper = Shaper(ranker, self._options)
+        stage = self._second_stage(ranker)
+        shaper = Shaper(ranker, self._options, stage.rank if stage is not None else None)
         shown = self._shown(ranker, shaper)
         if dense and (all(one.row is None for one in dense) or _cancelled(shown, clauses)):
             self._notices.append("the clauses cancel each other out: there is nothing left to rank by")
-        hits = self._hits(shown[self._options.offset :], shaper)
+        hits = self._hits(shown[self._options.offset :], shaper, stage)
+        self._notices += stage.notices if stage is not None else ()
         if self._options.min_relevance and hits and all(hit.relevance is None for hit in hits):
             self._notices.append("relevance is unknown here, so nothing was left out for it")
         if not hits:
@@ -156,8 +176,9 @@ class _Search:
             selectivity=ranker.selectivity,
             plan=ranker.plan,
             background={one.space: (one.background.mean, one.background.deviation) for one in dense},
-            hits=self._explained(hits, ranker),
+            hits=self._explained(hits, ranker, stage),
             milliseconds=self._milliseconds,
+            rerank=stage.report if stage is not None else None,
         )
         return Answer(hits, self._matched(hits, ranker), tuple(self._notices), explanation)
 
@@ -220,6 +241,28 @@ class _Search:
         self._timed("words")
         return found
 
+    def _second_stage(self, ranker: Ranker) -> RerankStage | None:
+        """What reranks, with its model loaded; None where nothing is to be reranked, or nothing can be."""
+        rerank = self._options.rerank
+        if rerank is None or not self._spaces:
+            return None
+        from mmsearch.retrieval.rerank.scoring import Scorer
+        from mmsearch.retrieval.rerank.stage import RerankStage, query_text
+
+        text, is_all = query_text(self._query)
+        if text is None:
+            self._notices.append("not reranked: a reranker reads words, and the query looks for none")
+            return None
+        load, scorer = self._reranking
+        if isinstance(rerank, str):
+            from mmsearch.retrieval.rerank.models import load_reranker
+
+            rerank = load(rerank) if load is not None else load_reranker(rerank)
+            self._timed("load")
+        if not is_all or self._vector is not None:
+            self._notices.append(f"the reranker reads {text!r}: the rest of the query counts in the first stage only")
+        return RerankStage(self._snapshot, ranker.rank, rerank, text, self._options, scorer or Scorer(), self._timed)
+
     # What is shown
 
     def _shown(self, ranker: Ranker, shaper: Shaper) -> list[Shown]:
@@ -230,7 +273,7 @@ class _Search:
         self._timed("search")
         return shown
 
-    def _hits(self, shown: Sequence[Shown], shaper: Shaper) -> tuple[Hit, ...]:
+    def _hits(self, shown: Sequence[Shown], shaper: Shaper, stage: RerankStage | None) -> tuple[Hit, ...]:
         ids = [item_id for one in shown for item_id in (one.item_id, *(twin for twin, _ in one.duplicates))]
         records = self._snapshot.items(ids)
         tags = self._snapshot.tags(ids)
@@ -241,7 +284,8 @@ class _Search:
 
         def hit(rank: int, item_id: int, score: float, **more: Any) -> Hit:
             known = relevance.get(item_id), tags.get(item_id, ())
-            return _hit(rank, score, records[item_id], *known, **more)
+            before = stage.rank_before(item_id) if stage is not None else None
+            return _hit(rank, score, records[item_id], *known, before, **more)
 
         hits = []
         for rank, number in enumerate(order, start=self._options.offset + 1):
@@ -282,7 +326,7 @@ class _Search:
                 said.append(f"items of modality {space} do: {count:,}")
         return said
 
-    def _explained(self, hits: Sequence[Hit], ranker: Ranker) -> tuple[HitExplanation, ...]:
+    def _explained(self, hits: Sequence[Hit], ranker: Ranker, stage: RerankStage | None) -> tuple[HitExplanation, ...]:
         words: dict[int, tuple[str, ...]] = {}
         if ranker.words is not None:
             words = found_words(self._snapshot, ranker.words, [hit.item_id for hit in hits])
@@ -297,7 +341,9 @@ class _Search:
         explained = []
         for item_id in (hit.item_id for hit in hits):
             ranks = {name: found[item_id] for name, found in ranker.ranks.items() if item_id in found}
-            explained.append(HitExplanation(item_id, scores.get(item_id, ()), ranks, words.get(item_id, ())))
+            reranked = stage.score(item_id) if stage is not None else (None, None)
+            found = scores.get(item_id, ()), ranks, words.get(item_id, ())
+            explained.append(HitExplanation(item_id, *found, *reranked))
         self._timed("explain")
         return tuple(explained)
 
@@ -322,6 +368,7 @@ def _hit(
     record: ItemRecord,
     relevance: float | None,
     tags: tuple[str, ...],
+    rank_before: int | None,
     others: int = 0,
     duplicates: tuple[Hit, ...] = (),
 ) -> Hit:
@@ -342,6 +389,7 @@ def _hit(
         tags=tags,
         others=others,
         duplicates=duplicates,
+        rank_before=rank_before,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -40,10 +40,17 @@ class Shown:
 
 
 class Shaper:
-    """Shapes the rankings of one search. Longer answers begin with shorter ones, so that pages fit together."""
+    """Shapes the rankings of one search. Longer answers begin with shorter ones, so that pages fit together.
 
-    def __init__(self, ranker: Ranker, options: SearchOptions) -> None:
+    Args:
+        ranker: of the search.
+        options: how its ranking is shaped.
+        rank: the `need` best items, where they are ranked anew: their scores need not fall. Else those of the ranker.
+    """
+
+    def __init__(self, ranker: Ranker, options: SearchOptions, rank: Callable[[int], Ranking] | None = None) -> None:
         self._ranker = ranker
+        self._rank = rank or ranker.rank
         self._snapshot = ranker.snapshot
         self._options = options
 
@@ -51,11 +58,11 @@ class Shaper:
         """The first `need` of what is shown of the ranking."""
         options = self._options
         if not (options.min_relevance or options.dedup or options.group or options.diverse):
-            return [Shown(item_id, score) for item_id, score in self._ranker.rank(need)]
+            return [Shown(item_id, score) for item_id, score in self._rank(need)]
         whole_pools = -(-need // _POOL) * _POOL if options.diverse else need
         size = _tier(need)
         while True:
-            ranked = self._ranker.rank(size)
+            ranked = self._rank(size)
             shown = self._collapsed(ranked)
             if len(shown) >= whole_pools or len(ranked) < size or self._is_all(shown, ranked):
                 break
@@ -151,7 +158,8 @@ class Shaper:
         for start in range(0, len(shown), _POOL):
             pool = shown[start : start + _POOL]
             vectors = self._vectors([one.item_id for one in pool], records)
-            scores = np.array([one.score for one in pool])
+            # A place in the ranking is worth the score that had it before reranking.
+            scores = np.array(sorted((one.score for one in pool), reverse=True))
             ordered += [pool[at] for at in diversify(scores, vectors, len(pool), self._options.diverse)]
         return ordered
 

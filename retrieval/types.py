@@ -139,7 +139,8 @@ class Hit:
 
     Attributes:
         rank: 1 for the best.
-        score: higher is better; comparable inside one answer only (cosine, or RRF for `all`).
+        score: higher is better; comparable inside one answer only (cosine, or RRF for `all`). Reranking changes the
+            order and leaves the scores of the first stage as they are.
         relevance: 0..1, how far the item stands out from what the whole index scores for this query; comparable
             between queries, languages and models. None where there is too little to compare with.
         path: absolute and openable, None where the item is no file of this machine. For a caption out of a
@@ -153,6 +154,8 @@ class Hit:
         tags: of the picture, sorted.
         others: further items of the same file or folder that were found, where hits are grouped.
         duplicates: near-duplicates of this hit that were found and left out for it, best first.
+        rank_before: where the first stage had ranked the item, before reranking and before anything was left out or
+            collapsed; None where nothing was reranked.
     """
 
     rank: int
@@ -171,6 +174,7 @@ class Hit:
     tags: tuple[str, ...] = ()
     others: int = 0
     duplicates: tuple[Hit, ...] = ()
+    rank_before: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +203,44 @@ class HitExplanation:
         clauses: in the order of the query.
         ranks: the rank of the item in each list that was fused, by the name of the list; absent where it is not in.
         words: the words of the query that its text, name or tags have.
+        rerank_score: what the reranker gave it, higher is better, comparable inside one answer only; None where it
+            was not scored.
+        rerank_ms: how long that took: the time of its batch, shared by the candidates in it.
     """
 
     item_id: int
     clauses: tuple[ClauseScore, ...]
     ranks: Mapping[str, int]
     words: tuple[str, ...] = ()
+    rerank_score: float | None = None
+    rerank_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """What a reranker did for an answer.
+
+    Attributes:
+        reranker: its name.
+        identity: of its weights, preprocess and tokenizer.
+        query: what it read of the query.
+        depth: how many candidates it was to score.
+        budget_ms: in what time; None for as long as it takes.
+        candidates: how many there were.
+        scored: how many have its scores.
+        out_of_time: whether the time was up before all were scored.
+        failure: why none of its scores count, in one line; None where they do.
+    """
+
+    reranker: str
+    identity: str
+    query: str
+    depth: int
+    budget_ms: int | None
+    candidates: int
+    scored: int
+    out_of_time: bool
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +256,7 @@ class Explanation:
         background: mean and standard deviation of the dense scores of the index, by modality.
         milliseconds: wall-clock time by stage.
         hits: one for each hit, in order.
+        rerank: what the reranker did; None without one.
     """
 
     query: str
@@ -231,6 +268,7 @@ class Explanation:
     background: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     milliseconds: Mapping[str, float] = field(default_factory=dict)
     hits: tuple[HitExplanation, ...] = ()
+    rerank: Reranking | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -446,6 +446,16 @@ def test_plain_fusion_is_undone(repository: Path, monkeypatch: pytest.MonkeyPatc
     assert queries.ranking.HYBRID_CONSTANT == before
 
 
+def test_rerank_times_an_adapter_beside_its_model(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rerank.json"
+    short = ["--only", "minilm", "--rounds", 1, "--texts", 3, "--batch-size", 2]
+    run_script(repository, "rerank.py", *short, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    (figure,) = result["figures"]
+    assert (figure["name"], figure["notes"]["batch"], figure["notes"]["million parameters"]) == ("minilm", 2, 22.7)
+    assert figure["value"] > 0 and len(figure["seconds"]["forward"]) == 1
+
+
 def test_train_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     from tests.test_finetune import TEXT, VISION, save
 
@@ -463,3 +473,29 @@ def test_train_writes_its_figures(repository: Path, tmp_path: Path) -> None:
     )
     assert f"{figure['value']:.3f}" in printed
     assert result["command"].startswith("python benchmarks/train.py --model ")
+
+
+def test_train_times_random_weights_too(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.test_finetune import TEXT, VISION
+
+    script = load_script(repository, "train", monkeypatch)
+    config = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
+    real = script.open_clip
+    tiny = SimpleNamespace(
+        get_model_config=lambda name: config if name == "tiny" else None,
+        create_model=lambda name: real.CLIP(**config),
+        get_model_preprocess_cfg=real.get_model_preprocess_cfg,
+    )
+    monkeypatch.setattr(script, "open_clip", tiny)
+    out = tmp_path / "train.json"
+    sizes = ["--device", "cpu", "--batch", "4", "--steps", "1", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--random", "tiny", *sizes, "--out", str(out)])
+    assert script.main() == 0
+    (figure,) = json.loads(out.read_text("utf-8"))["figures"]
+    assert (figure["device"], figure["precision"]) == ("cpu", "float32")
+    assert f"{figure['pairs_per_second']:,} pairs/s" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["train.py", "--random", "unheard-of"])
+    with pytest.raises(SystemExit, match="no architecture `unheard-of`"):
+        script.main()

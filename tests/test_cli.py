@@ -81,7 +81,7 @@ def test_query_prints_data_only(run: Callable[..., Result], indexed: Path) -> No
 def test_query_json_has_the_fields_of_a_hit_in_order(run: Callable[..., Result], indexed: Path) -> None:
     hits = run("query", "red", "--json", "--top-k", "3").json
     fields = ["rank", "score", "relevance", "path", "uri", "fragment", "modality", "text", "item_id", "width", "height"]
-    fields += ["taken", "id", "tags", "others", "duplicates"]
+    fields += ["taken", "id", "tags", "others", "duplicates", "rank_before"]
     assert [list(hit) for hit in hits] == [fields] * 3
     assert hits[0]["path"] == str(indexed / "red-square.png")
     assert hits[0]["text"] is None

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from cli_kit import MAIN, Result, run_alone
 
+from mmsearch.retrieval.rerank.fake import FakeReranker
+
 Run = Callable[..., Result]
 Draw = Callable[..., Path]
 
@@ -438,7 +440,17 @@ def test_every_option_has_a_heading_and_main_features_an_example(run: Run) -> No
     assert list(sections) == headings
     options = set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", "".join(sections[one] for one in headings[:-1]), re.MULTILINE))
     main = {"--image", "--where", "--mode", "--fusion", "--group", "--dedup", "--diverse", "--offset", "--sort"}
-    main |= {"--min-relevance", "--explain", "--paths0", "--html", "--open", "--copy-to", "--modality"}
+    main |= {
+        "--min-relevance",
+        "--explain",
+        "--paths0",
+        "--html",
+        "--open",
+        "--copy-to",
+        "--modality",
+        "--rerank",
+        "--budget-ms",
+    }
     assert main | {"--plus", "--minus", "--json", "--thumbnails", "--include-self", "--index"} <= options
     examples = sections["Examples"].strip().splitlines()
     assert main <= {word for line in examples for word in line.split()}
@@ -448,6 +460,7 @@ def test_every_option_has_a_heading_and_main_features_an_example(run: Run) -> No
 def test_the_examples_run(run: Run, indexed: Path, tmp_path: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("webbrowser.open", lambda url: True)
+    monkeypatch.setattr("mmsearch.retrieval.rerank.models.load_reranker", lambda name, **options: FakeReranker())
     for name in ("pool.jpg", "cat.jpg", "scan.png"):
         draw(tmp_path / name, "blue")
     number = _ids(run)["green.png"]

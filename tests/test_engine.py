@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     fresh = engine(Toy())
     fresh.restore(tmp_path / "c.pt")
     assert fresh.step_number == 1
+
+
+def test_a_write_that_the_system_refuses_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """As above with no part replaced: a file may not grow beyond a limit, which fails inside of torch's writer."""
+    running = engine(Toy())
+    running.save(tmp_path / "c.pt")
+    before = (tmp_path / "c.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    running.step()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(TrainingFailed, match=r"(?<!it cannot be written); the one before is whole\. Make room"):
+            running.save(tmp_path / "c.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "c.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
 
 
 def test_a_checkpoint_of_other_settings_or_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsearch.indexers.train.finetune import Tuning, finetune
+from mmsearch.indexers.train.finetune import finetune
+from mmsearch.indexers.train.settings import Tuning
 from mmsearch.retrieval.encoders import cache
 from mmsearch.retrieval.encoders.models import load_encoder
-from mmsearch.retrieval.encoders.open_clip import _import_open_clip
+from mmsearch.retrieval.encoders.open_clip import OpenClipEncoder, _import_open_clip
 from mmsearch.retrieval.errors import ModelUnavailable, TrainingFailed, UsageError
 
 open_clip = _import_open_clip()
@@ -231,13 +232,44 @@ def test_the_captions_of_an_index_are_learned(captions: Path, tmp_path: Path) ->
 
 
 def test_an_index_is_trained_with_its_own_model(clip: Path, captions: Path, tmp_path: Path) -> None:
+    import mmsearch
+
+    with mmsearch.Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
+        index.add(captions)
+    tuning = mmsearch.Tuning(batch_size=16, epochs=1, holdout=0.0)
+    source, out = str(tmp_path / "index"), str(tmp_path / "out")
+    report = mmsearch.finetune(source, out, model="auto", tuning=tuning, device="cpu", threads=1)
+    assert isinstance(report, mmsearch.TrainReport)
+    assert (report.base, report.pictures, report.captions) == (f"local-dir:{clip}", 48, 8)
+
+
+def test_hard_negatives_of_the_first_epoch_come_out_of_the_index(
+    clip: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mmsearch import Index
+    from mmsearch.indexers.train.pairs import read_pairs, stored_images
+    from mmsearch.indexers.train.tuning import Embedder
+    from mmsearch.indexers.train.views import Views
 
     with Index(tmp_path / "index", model=f"local-dir:{clip}", device="cpu") as index:
         index.add(captions)
-    tuning = Tuning(batch_size=16, epochs=1, holdout=0.0)
-    report = finetune(tmp_path / "index", tmp_path / "out", model="auto", tuning=tuning, device="cpu", threads=1)
-    assert (report.base, report.pictures, report.captions) == (f"local-dir:{clip}", 48, 8)
+    pairs = read_pairs(tmp_path / "index", holdout=0.25)
+    encoder = load_encoder(f"local-dir:{clip}", device="cpu")
+    assert isinstance(encoder, OpenClipEncoder)
+    stored = stored_images(tmp_path / "index", pairs, [encoder.identity])
+    embedder = Embedder(encoder, pairs, Views(pairs.paths, encoder.image_size, encoder.settings))
+    np.testing.assert_allclose(stored, embedder.images(pairs.train), atol=2e-3)
+    assert stored_images(tmp_path / "index", pairs, ["another model"]) is None
+
+    def embed(*arguments: Any) -> None:
+        raise AssertionError("pictures were embedded")
+
+    monkeypatch.setattr(Embedder, "images", embed)
+    tuning = Tuning(batch_size=16, epochs=1, holdout=0.0, hard_negatives=2)
+    report = finetune(tmp_path / "index", tmp_path / "out", tuning=tuning, device="cpu", threads=1)
+    assert report.ending == "done"
+    with pytest.raises(AssertionError, match="pictures were embedded"):
+        tune(captions, tmp_path / "without", clip, epochs=1, holdout=0.0, hard_negatives=2)
 
 
 def test_a_bare_index_says_how_pictures_get_captions(clip: Path, captions: Path, tmp_path: Path) -> None:
@@ -386,3 +418,25 @@ def test_settings_that_cannot_be_meant(options: dict[str, Any], clip: Path, capt
 def test_a_model_that_is_none_of_open_clip_is_refused(captions: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only models of open_clip"):
         finetune(captions, tmp_path / "out", model="fake")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_cuda_learns_in_bfloat16_and_goes_on(
+    kind: str, captions: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model = f"local-dir:{request.getfixturevalue(kind)}"
+
+    def stop(progress: Any) -> None:
+        if progress.step == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    tuning = Tuning(**QUICK, hard_negatives=1)
+    first = finetune(captions, tmp_path / "out", model=model, tuning=tuning, device="cuda", observe=stop)
+    assert (first.ending, first.steps) == ("interrupted", 5)
+    report = finetune(captions, tmp_path / "out", model=model, tuning=tuning, device="cuda")
+    for way in ("text_to_image", "image_to_text"):
+        assert report.after[way]["mrr"] > report.before[way]["mrr"] + 0.1
+    here = load_encoder(report.model, device="cpu")  # type: ignore[arg-type]
+    assert here.identity == report.identity
+    assert {str(value.dtype) for value in state(tmp_path / "out").values()} <= {"torch.float32", "torch.int64"}

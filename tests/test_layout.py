@@ -23,6 +23,8 @@ _WALLS = {
         "mmsearch.retrieval.encoders.open_clip",
         "mmsearch.retrieval.encoders.towers",
         "mmsearch.retrieval.encoders.export",
+        "mmsearch.retrieval.rerank.blip",
+        "mmsearch.retrieval.rerank.cross_encoder",
         "mmsearch.indexers.train",
     ),
     "faiss": ("mmsearch.retrieval.store.segments",),

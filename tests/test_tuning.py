@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmsearch.indexers.train.pairs import Pairs
 from mmsearch.indexers.train.parts import averaged, choose, fold
 from mmsearch.indexers.train.tuning import Batches, captions_of, figures
 from mmsearch.indexers.train.views import Views, crop_box
+from mmsearch.retrieval.encoders.open_clip import _import_open_clip
 
 
 def unit(rng: np.random.Generator, *shape: int) -> Any:
@@ -143,16 +145,18 @@ def test_views_are_normalised_repeatable_and_mirrored_only_on_demand(tmp_path: P
     Image.fromarray(pixels).save(tmp_path / "a.png")
     settings = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 0.5), "interpolation": "bicubic", "resize_mode": "squash"}
     plain = Views([tmp_path / "a.png"], (16, 16), settings)
-    rows = [plain.view(0, np.random.default_rng(seed)) for seed in range(12)]
-    assert all(row.shape == (3, 16, 16) and row.dtype == np.float32 for row in rows)
+    views = [plain.view(0, np.random.default_rng(seed)) for seed in range(12)]
+    assert all(view.shape == (16, 16, 3) and view.dtype == np.uint8 for view in views)
+    rows = plain.normalise(torch.from_numpy(np.stack(views))).numpy()
+    assert rows.shape == (12, 3, 16, 16) and rows.dtype == np.float32 and rows.flags.c_contiguous
     assert all(row[0, 8, 0] == pytest.approx(2.0) and row[0, 8, -1] == pytest.approx(-2.0) for row in rows)
     assert all(row[1].max() == pytest.approx(-1.0, abs=0.05) for row in rows)
-    assert len({row.tobytes() for row in rows}) == 12
+    assert len({view.tobytes() for view in views}) > 9
     unkept = Views([tmp_path / "a.png"], (16, 16), settings, budget=0)
-    np.testing.assert_array_equal(unkept.view(0, np.random.default_rng(3)), rows[3])
+    np.testing.assert_array_equal(unkept.view(0, np.random.default_rng(3)), views[3])
     mirrored = Views([tmp_path / "a.png"], (16, 16), settings, mirror=True)
-    sides = {float(mirrored.view(0, np.random.default_rng(seed))[0, 8, 0]) for seed in range(12)}
-    assert sides == {2.0, -2.0}
+    sides = {int(mirrored.view(0, np.random.default_rng(seed))[8, 0, 0]) for seed in range(12)}
+    assert sides == {255, 0}
 
 
 def test_figures_count_every_picture_with_a_caption_as_right() -> None:
@@ -215,3 +219,36 @@ def test_the_last_blocks_of_convolutions_are_found_too() -> None:
         "text.proj",
         "logit_scale",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("ViT-B-32", ["visual.transformer.resblocks.11", "transformer.resblocks.11"]),
+        ("RN50", ["visual.layer4.2", "transformer.resblocks.11"]),
+        ("convnext_base", ["visual.trunk.stages.3", "transformer.resblocks.11"]),
+        ("EVA02-B-16", ["visual.trunk.blocks.11", "text.transformer.resblocks.11"]),
+        ("coca_ViT-B-32", ["visual.transformer.resblocks.11", "text.transformer.resblocks.11"]),
+    ],
+)
+def test_the_last_blocks_of_the_architectures_of_open_clip(name: str, blocks: list[str]) -> None:
+    open_clip = _import_open_clip()
+    config = {key: value for key, value in open_clip.get_model_config(name).items() if key != "custom_text"}
+    config["vision_cfg"]["timm_model_pretrained"] = False
+    kind = open_clip.CustomTextCLIP if name == "EVA02-B-16" else open_clip.CLIP
+    with torch.device("meta"):
+        model = (open_clip.CoCa if "multimodal_cfg" in config else kind)(**config)
+    choose(model, "last", 1)
+    trained = [parameter for parameter, value in model.named_parameters() if value.requires_grad]
+    for block in blocks:
+        stack = block.rpartition(".")[0] + "."
+        inside = [parameter for parameter in trained if parameter.startswith(stack)]
+        assert inside
+        assert all(parameter.startswith(f"{block}.") for parameter in inside)
+    assert not [parameter for parameter in trained if re.search("text_decoder|token_embedding|patch_embed", parameter)]
+    choose(model, "full", 1)
+    kept = {parameter for parameter, value in model.named_parameters() if not value.requires_grad}
+    assert "token_embedding.weight" in {parameter.removeprefix("text.") for parameter in kept}
+    assert all(
+        parameter.endswith("token_embedding.weight") or parameter.startswith("text_decoder.") for parameter in kept
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmsearch.indexers.train.finetune import TrainReport, Tuning
+    from mmsearch.indexers.train.settings import TrainReport, Tuning
 
 _WAYS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 _HOW = {

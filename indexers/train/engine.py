@@ -158,7 +158,8 @@ class Engine:
         self.task, self.plan = task, plan
         self.rng = np.random.default_rng(plan.seed)
         torch.manual_seed(plan.seed)
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=plan.betas)
+        # fused: one pass over the weights; a tenth of a step's time goes into the others on a processor
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=True)
         self.step_number = 0
         self.curve: list[dict[str, float]] = []
         self._means: dict[str, float] = {}

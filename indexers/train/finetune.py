@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mmsearch.indexers.train import saved
 from mmsearch.indexers.train.card import model_card
 from mmsearch.indexers.train.engine import Ending, Engine, Plan, Progress, State, load_trained, trained_state
-from mmsearch.indexers.train.pairs import Pairs, read_pairs
+from mmsearch.indexers.train.pairs import Pairs, read_pairs, stored_images
 from mmsearch.indexers.train.parts import How, Probe, averaged, choose, ends, fold
+from mmsearch.indexers.train.settings import Loss, TrainReport, Tuning
 from mmsearch.indexers.train.tuning import (
     Batches,
     Embedder,
-    Figures,
     ProbeTask,
     TowerTask,
     captions_of,
     score,
 )
 from mmsearch.indexers.train.views import Views
-from mmsearch.retrieval.encoders import cache
+from mmsearch.retrieval.encoders import cache, starter
 from mmsearch.retrieval.encoders.export import export_open_clip
 from mmsearch.retrieval.encoders.machine import usable_cpus
 from mmsearch.retrieval.encoders.models import load_encoder, resolve
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Loss = Literal["softmax", "sigmoid"]
 Stage = Callable[[str, int, int], None]
 
 _EPOCHS: dict[How, int] = {"full": 10, "last": 10, "probe": 50}
@@ -61,111 +62,13 @@ _RESUME = "training"
 _CHECKPOINT_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """How a model is fine-tuned. None means: what suits the mode, the model or the machine.
-
-    Attributes:
-        how: `full` (all layers; the table of words stays), `last` (the last blocks of both towers and the
-            projections) or `probe` (a linear map after each tower, learned on embeddings that are computed once).
-        blocks: of each tower, for `last`.
-        epochs: times that every picture is seen.
-        steps: updates in all, instead of `epochs`.
-        batch_size: pairs in a batch; each is told apart from all others of it.
-        lr: peak of the learning rate.
-        weight_decay: of matrices.
-        loss: `softmax` (CLIP) or `sigmoid` (SigLIP); by default that with which the model was made.
-        hard_negatives: pictures that the model mixes up with each, put into its batch; 0 for none.
-        holdout: share of the pictures that is measured with and never learned from; 0 for none.
-        patience: epochs without a better measurement after which training ends.
-        average: share of the tuned weights in the result, the rest are the base's; by default the smallest of tenths
-            with 95 % of what the best of them gains on the held-out part, or a half without one.
-        mirror: also show pictures mirrored.
-        seed: of everything random.
-    """
-
-    how: How = "full"
-    blocks: int = 2
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    weight_decay: float = 0.05
-    loss: Loss | None = None
-    hard_negatives: int = 0
-    holdout: float = 0.1
-    patience: int = 3
-    average: float | None = None
-    mirror: bool = False
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises UsageError where a value cannot be meant."""
-        for name in ("blocks", "epochs", "steps", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} must be at least 1, not {value}")
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError("--epochs and --steps both say how long: give one of them")
-        if self.batch_size is not None and self.batch_size < 2:
-            raise UsageError(f"a batch needs at least 2 pairs to tell apart, not {self.batch_size}")
-        if self.hard_negatives < 0:
-            raise UsageError(f"--hard-negatives must be 0 or more, not {self.hard_negatives}")
-        if not 0 <= self.holdout < 1:
-            raise UsageError(f"--holdout is a share from 0 to below 1, not {self.holdout}")
-        if self.average is not None and not 0 < self.average <= 1:
-            raise UsageError(f"--average is a share above 0 and up to 1 (the tuned weights alone), not {self.average}")
-        if self.lr is not None and not 0 < self.lr < 1:
-            raise UsageError(f"--lr must be above 0 and below 1, not {self.lr}")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    """What came out of fine-tuning.
-
-    Attributes:
-        model: `local-dir:FOLDER`, what `--model` takes; None if the run was interrupted.
-        folder: of the result.
-        identity: of the result; None if the run was interrupted.
-        base, base_identity: the model that it was made from.
-        how, loss: as in `Tuning`.
-        pictures, captions: of the training part.
-        held_out: pictures of the held-out part.
-        ending: how training ended, as in `engine.Outcome`.
-        steps, best_step: updates made, and the one whose weights were taken.
-        average: share of the tuned weights.
-        before, after: figures on the held-out part; empty without one. `after` is of the folder, loaded anew.
-        seconds, rate: of training, and updates per second; None if there were none to make.
-        notices: what was left out, what went wrong, for a person.
-    """
-
-    model: str | None
-    folder: Path
-    identity: str | None
-    base: str
-    base_identity: str
-    how: How
-    loss: Loss
-    pictures: int
-    captions: int
-    held_out: int
-    ending: Ending
-    steps: int
-    best_step: int
-    average: float
-    before: Figures
-    after: Figures
-    seconds: float
-    rate: float | None
-    notices: tuple[str, ...]
-
-
 @dataclass(slots=True)
 class _Run:
     """What belongs together while a model is tuned."""
 
     tuning: Tuning
     pairs: Pairs
+    stored: NDArray[np.float32] | None
     embedder: Embedder
     batches: Batches
     loss: Loss
@@ -177,12 +80,12 @@ class _Run:
 
 
 def finetune(
-    source: Path,
-    out: Path,
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     model: str = AUTO,
     tuning: Tuning | None = None,
-    images: Path | None = None,
+    images: str | os.PathLike[str] | None = None,
     split: str | None = None,
     languages: Sequence[str] = (),
     device: str | None = None,
@@ -218,7 +121,7 @@ def finetune(
     """
     tuning = tuning or Tuning()
     tuning.check()
-    out = out.absolute()
+    source, out = Path(source), Path(out).absolute()
     _check_folder(out)
     stage = stage or (lambda what, done, total: None)
     if model == AUTO and (source / CATALOG).is_file():
@@ -238,7 +141,7 @@ def finetune(
         stage("loading the model", 1, 1)
         pairs = read_pairs(
             source,
-            images=images,
+            images=None if images is None else Path(images),
             split=split,
             languages=languages,
             holdout=tuning.holdout,
@@ -246,7 +149,11 @@ def finetune(
             target=encoder.image_size,
             progress=lambda done, total: stage("reading pictures", done, total),
         )
-        return _tuned(encoder, name, pairs, out, tuning, threads or usable_cpus(), observe, stage)
+        stored = None
+        if tuning.hard_negatives and (source / CATALOG).is_file():
+            identities = [encoder.identity, *([starter.identity()] if name == STARTER.name else [])]
+            stored = stored_images(source, pairs, identities)
+        return _tuned(encoder, name, pairs, stored, out, tuning, threads or usable_cpus(), observe, stage)
 
 
 def _check_folder(out: Path) -> None:
@@ -262,6 +169,7 @@ def _tuned(
     encoder: OpenClipEncoder,
     name: str,
     pairs: Pairs,
+    stored: NDArray[np.float32] | None,
     out: Path,
     tuning: Tuning,
     threads: int,
@@ -277,7 +185,8 @@ def _tuned(
     steps = tuning.steps or (tuning.epochs or _EPOCHS[tuning.how]) * batches.per_epoch
     before = embedder.figures(pairs.held) if len(pairs.held) else {}
     (out / _RESUME).mkdir(parents=True, exist_ok=True)
-    run = _Run(tuning, pairs, embedder, batches, loss, steps, out / _RESUME / "checkpoint.pt", observe, stage)
+    checkpoint = out / _RESUME / "checkpoint.pt"
+    run = _Run(tuning, pairs, stored, embedder, batches, loss, steps, checkpoint, observe, stage)
     if loss == "sigmoid" and getattr(module, "logit_bias", None) is None:
         module.logit_bias = nn.Parameter(_first_bias(run))
     train = _train_probe if tuning.how == "probe" else _train_towers
@@ -417,7 +326,7 @@ def _average(run: _Run, task: TowerTask | ProbeTask, base: State) -> float:
 def _train_towers(run: _Run, threads: int) -> _Trained:
     encoder = run.embedder.encoder
     choose(encoder.module, run.tuning.how, run.tuning.blocks)
-    task = TowerTask(run.embedder, run.batches, run.steps, run.loss, threads)
+    task = TowerTask(run.embedder, run.batches, run.steps, run.loss, threads, run.stored)
     with closing(task):
         return _train(run, task, encoder.identity)
 

@@ -126,6 +126,23 @@ def _of_index(index: Path, notices: list[str]) -> dict[Path, list[str]]:
     return named | tagged
 
 
+def stored_images(index: Path, pairs: Pairs, identities: Sequence[str]) -> NDArray[np.float32] | None:
+    """(n, dim) embeddings that an index holds of the training pictures; None if it is of another model.
+
+    Args:
+        index: that the pairs were read from.
+        pairs: whose training part it is.
+        identities: of the model; the bundled one has two.
+    """
+    with Snapshot.open(index) as snapshot:
+        if snapshot.identity not in identities:
+            return None
+        items = {Path(i.path): i.item_id for i in snapshot.all_items() if i.modality == "image" and i.path is not None}
+        wanted = [items.get(pairs.paths[row]) for row in pairs.train]
+        known = [item for item in wanted if item is not None]
+        return snapshot.vectors("image", known) if len(known) == len(wanted) else None
+
+
 def _by_content(
     named: dict[Path, list[str]],
     target: tuple[int, int],

@@ -16,6 +16,8 @@ How = Literal["full", "last", "probe"]
 
 _LAST = re.compile(r"(^|\.)(proj|text_projection|head|ln_post|ln_final|attn_pool|attnpool|pooler)(\.|$)")
 _WORDS = ("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight", "wte.weight", "shared.weight")
+_BESIDE = "text_decoder."  # of CoCa: writes captions, and has no part in the embeddings
+_FIRST = ".patch_embed."  # of timm: has a `proj` of its own
 _ENDS = {
     "image": ("visual.proj", "visual.head.proj", "visual.head.mlp.fc2", "visual.attnpool.c_proj", "visual.trunk.head"),
     "text": ("text_projection", "text.text_projection", "text.proj", "text.proj.2"),
@@ -37,12 +39,16 @@ def choose(model: nn.Module, how: How, blocks: int) -> None:
     """
     named = dict(model.named_parameters())
     for name, parameter in named.items():
-        trained = how == "full" and not name.endswith(_WORDS)
+        trained = how == "full" and not name.endswith(_WORDS) and not name.startswith(_BESIDE)
         parameter.requires_grad_(trained or name in ("logit_scale", "logit_bias"))
     if how != "last":
         return
     for tower in ("image", "text"):
-        own = [name for name in named if name.startswith("visual.") == (tower == "image") and name[:6] != "logit_"]
+        own = [
+            name
+            for name in named
+            if name.startswith("visual.") == (tower == "image") and not name.startswith(("logit_", _BESIDE))
+        ]
         for name in _last_names(model, own, tower, blocks):
             named[name].requires_grad_(True)
 
@@ -61,6 +67,8 @@ def _last_names(model: nn.Module, own: list[str], tower: str, blocks: int) -> It
     children = [f"{stack}.{name}." for name, _ in model.get_submodule(stack).named_children()]
     after = False
     for name in own:
+        if name.endswith(_WORDS) or _FIRST in name:  # open_clip registers the words after the blocks
+            continue
         if name.startswith(f"{stack}."):
             after = True
             if name.startswith(tuple(children[-blocks:])):

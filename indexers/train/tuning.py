@@ -185,13 +185,12 @@ class _Contrastive:
             self.model.train()
             self._epoch = epoch
 
-    def contrast(self, images: torch.Tensor, texts: torch.Tensor, same: NDArray[np.bool_]) -> dict[str, torch.Tensor]:
+    def contrast(self, images: torch.Tensor, texts: torch.Tensor, same: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss of rows of length 1."""
         logits = self._scale().exp() * images.float() @ texts.float().T
-        masked = torch.from_numpy(same).to(logits.device)
         if self.loss == "sigmoid":
-            return {"loss": sigmoid_loss(logits + self.model.get_parameter("logit_bias"), masked)}
-        return {"loss": softmax_loss(logits, masked)}
+            return {"loss": sigmoid_loss(logits + self.model.get_parameter("logit_bias"), same)}
+        return {"loss": softmax_loss(logits, same)}
 
     def after_update(self) -> None:
         """Keeps the temperature in the range that it was made for."""
@@ -224,59 +223,86 @@ class TowerTask(_Contrastive):
         steps: in all; none is prepared beyond.
         loss: `softmax` or `sigmoid`.
         threads: that cut views.
+        stored: (n, dim) embeddings of the training pictures by the base, for the hard negatives of the first epoch;
+            without them they are computed.
     """
 
-    def __init__(self, embedder: Embedder, batches: Batches, steps: int, loss: str, threads: int = 2) -> None:
-        self.model = embedder.encoder.module
+    def __init__(
+        self,
+        embedder: Embedder,
+        batches: Batches,
+        steps: int,
+        loss: str,
+        threads: int = 2,
+        stored: Rows | None = None,
+    ) -> None:
+        self.model, self._stored = embedder.encoder.module, stored
         super().__init__(batches, loss, torch.device(embedder.encoder.device))
         self._embedder, self._steps = embedder, steps
         self._cutters = ThreadPoolExecutor(threads)
-        self._feeder = ThreadPoolExecutor(1)
-        self._ready: dict[int, Future[tuple[torch.Tensor, torch.Tensor, NDArray[np.bool_]]]] = {}
+        self._feeders = ThreadPoolExecutor(_AHEAD)
+        self._ready: dict[int, Future[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
+        self._ids: dict[int, torch.Tensor] = {}
 
     def close(self) -> None:
         """Ends the threads."""
-        self._feeder.shutdown(cancel_futures=True)
+        self._feeders.shutdown(cancel_futures=True)
         self._cutters.shutdown(cancel_futures=True)
 
     def losses(self, step: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """The contrastive loss of the batch of a step."""
         self.mine(step)
-        images, tokens, same = self._batch(step)
+        views, tokens, same = (each.to(self.device, non_blocking=True) for each in self.batch(step))
+        images = self._embedder.views.normalise(views)
         still_norms(self.model)
         lower: AbstractContextManager[Any] = nullcontext()
         if self.device.type == "cuda":
             lower = torch.autocast("cuda", torch.bfloat16)
         model: Any = self.model
         with lower:
-            rows = model.encode_image(images.to(self.device, non_blocking=True), normalize=True)
-            texts = model.encode_text(tokens.to(self.device, non_blocking=True), normalize=True)
+            rows = model.encode_image(images, normalize=True)
+            texts = model.encode_text(tokens, normalize=True)
         return self.contrast(rows, texts, same)
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.bool_]]:
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views, token ids, and where a caption is no negative, of the batch of a step; those after it are begun."""
         last = self._steps
         if self.batches.hard:  # the next epoch's neighbours are not known yet
             last = min(last, (step // self.batches.per_epoch + 1) * self.batches.per_epoch)
         for ahead in range(step, min(step + _AHEAD, last)):
             if ahead not in self._ready:
-                self._ready[ahead] = self._feeder.submit(self._make, ahead)
+                self._ready[ahead] = self._feeders.submit(self._make, ahead)
         return self._ready.pop(step).result()
 
-    def _make(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.bool_]]:
+    def _make(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch = self.batches.at(step)
         seed = self.batches.seed
 
-        def cut(place: int) -> NDArray[np.float32]:
+        def cut(place: int) -> NDArray[np.uint8]:
             rng = np.random.default_rng([seed, 2, step, place])
             return self._embedder.views.view(int(batch.pictures[place]), rng)
 
-        images = torch.from_numpy(np.stack(list(self._cutters.map(cut, range(len(batch.pictures))))))
-        texts = [self._embedder.pairs.texts[row] for row in batch.texts]
-        return images, self._embedder.encoder.tokens(texts), batch.same
+        views = torch.from_numpy(np.stack(list(self._cutters.map(cut, range(len(batch.pictures))))))
+        made = (views, self._tokens(batch.texts.tolist()), torch.from_numpy(batch.same))
+        if self.device.type == "cuda":  # copies from pinned memory do not wait for the steps before
+            made = tuple(each.pin_memory() for each in made)  # type: ignore[assignment]
+        return made
+
+    def _tokens(self, rows: list[int]) -> torch.Tensor:
+        """Ids of captions. Each is cut into tokens once: CLIP's tokenizer is Python, and would hold up the launches."""
+        encoder, texts = self._embedder.encoder, self._embedder.pairs.texts
+        new = [row for row in dict.fromkeys(rows) if row not in self._ids]
+        if new:
+            ids = encoder.padded([texts[row] for row in new]).to(torch.int32)
+            self._ids.update(zip(new, ids, strict=True))
+        found: torch.Tensor = encoder.trimmed(torch.stack([self._ids[row] for row in rows]).long())
+        return found
 
     def _embed_train(self) -> tuple[Rows, Rows]:
         pairs = self.batches.pairs
-        return self._embedder.images(pairs.train), self._embedder.texts(captions_of(pairs, pairs.train))
+        known = self._stored if self._epoch < 0 else None  # later the towers are no longer the base's
+        images = self._embedder.images(pairs.train) if known is None else known
+        return images, self._embedder.texts(captions_of(pairs, pairs.train))
 
     def held_figures(self) -> Figures:
         """Of the held-out part, with the weights of now."""
@@ -304,7 +330,7 @@ class ProbeTask(_Contrastive):
         batch = self.batches.at(step)
         images = self.model.embed("image", self._images[torch.from_numpy(batch.pictures)])
         texts = self.model.embed("text", self._texts[torch.from_numpy(batch.texts)])
-        return self.contrast(images, texts, batch.same)
+        return self.contrast(images, texts, torch.from_numpy(batch.same))
 
     @torch.no_grad()
     def rows(self, pictures: NDArray[np.int64], texts: NDArray[np.int64]) -> tuple[Rows, Rows]:

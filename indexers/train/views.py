@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -46,8 +47,8 @@ class Views:
     ) -> None:
         self.paths, self.size, self.mirror = paths, size, mirror
         self._squash = settings.get("resize_mode") == "squash"
-        self._mean = np.array(settings.get("mean") or (0.0,) * 3, np.float32).reshape(3, 1, 1)
-        self._std = np.array(settings.get("std") or (1.0,) * 3, np.float32).reshape(3, 1, 1)
+        self._mean = tuple(map(float, settings.get("mean") or (0.0,) * 3))
+        self._std = tuple(map(float, settings.get("std") or (1.0,) * 3))
         self._filter = _FILTERS.get(str(settings.get("interpolation", "bicubic")), Image.Resampling.BICUBIC)
         self._left = budget
         self._kept: dict[int, Image.Image] = {}
@@ -63,17 +64,19 @@ class Views:
         path = self.paths[row]
         return load_image(path.read_bytes(), target=self.size, name=str(path)).image
 
-    def view(self, row: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """A random view, (3, height, width), as the model takes it."""
+    def view(self, row: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A random view, (height, width, 3): a quarter of the bytes of what the model takes (`normalise`)."""
         image = self._decoded(row)
         box = crop_box(image.size, self.size, rng, squash=self._squash)
         small = image.resize(self.size[::-1], self._filter, box=box)
         if self.mirror and rng.random() < 0.5:
             small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        array = np.asarray(small, np.float32).transpose(2, 0, 1) / np.float32(255)
-        array -= self._mean
-        array /= self._std
-        return array
+        return np.asarray(small)
+
+    def normalise(self, views: torch.Tensor) -> torch.Tensor:
+        """(n, height, width, 3) views on any device to (n, 3, height, width) float32, as the model takes them."""
+        mean, std = (torch.tensor(each, device=views.device).view(1, 3, 1, 1) for each in (self._mean, self._std))
+        return (views.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
 
     def _decoded(self, row: int) -> Image.Image:
         with self._lock:

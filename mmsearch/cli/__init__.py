@@ -5,10 +5,13 @@ Only typer is imported at the top, so that `mmsearch --help` starts fast; each c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
+import threading
+from typing import NoReturn
 
 from mmsearch.cli import commands as commands
 
@@ -38,7 +41,21 @@ from mmsearch.retrieval.errors import IndexNotFound, MMSearchError, QuerySyntaxE
 def main() -> None:
     """Entry point of the console script."""
     _open_streams()
-    raise SystemExit(run())
+    code = run()
+    if threading.active_count() > 1:
+        from mmsearch.retrieval.rerank import THREAD
+
+        if any(thread.name == THREAD for thread in threading.enumerate()):
+            _leave(code)
+    raise SystemExit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process at once, whatever a reranker that was not waited for is doing: see `rerank.scoring`."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 def _open_streams() -> None:

@@ -33,6 +33,7 @@ from mmsearch.cli.options import (
 from mmsearch.cli.showing import Showing, show
 from mmsearch.cli.talk import confirmation, progress_display
 from mmsearch.retrieval.errors import IndexNotFound, UsageError
+from mmsearch.retrieval.options import DEPTH
 
 if TYPE_CHECKING:
     from mmsearch.index import Index
@@ -216,6 +217,7 @@ mmsearch query sunset --diverse 0.3 --html hits.html --open
 mmsearch query sunset -k 20 --offset 20 --copy-to best      # second page
 mmsearch query sunset --paths0 | xargs -0 ls -l
 mmsearch query "cat - dog" --fusion both --explain
+mmsearch query "a dog on a boat" --rerank blip-itm --budget-ms 5000
 """
 
 
@@ -297,6 +299,25 @@ def query(
     sort: Annotated[
         SortChoice, typer.Option(help="The order of the hits; date: newest first.", rich_help_panel=_RANKING)
     ] = SortChoice.relevance,
+    rerank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let a reranker of `mmsearch models` order the first hits anew; slower.",
+            rich_help_panel=_RANKING,
+        ),
+    ] = None,
+    depth: Annotated[
+        int, typer.Option(metavar="N", help="How many are reranked at most.", rich_help_panel=_RANKING)
+    ] = DEPTH,
+    budget_ms: Annotated[
+        int | None,
+        typer.Option(
+            metavar="MS",
+            help="In how many milliseconds; what is not scored by then comes after what is.",
+            rich_help_panel=_RANKING,
+        ),
+    ] = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -339,6 +360,7 @@ def query(
     device: DeviceOption = None,
     threads: ThreadsOption = None,
     offline: OfflineOption = False,
+    yes: YesOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Search the index with words, pictures, items, or all of them.
@@ -374,7 +396,18 @@ def query(
     )
     if not (text or image or plus or minus):
         raise UsageError('say what to look for: mmsearch query "a red car", or mmsearch query --image PATH')
-    with Index(index_path, device=device, threads=threads, offline=offline) as opened:
+    with contextlib.ExitStack() as opening:
+        display = opening.enter_context(progress_display()) if rerank is not None else None
+        opened = opening.enter_context(
+            Index(
+                index_path,
+                device=device,
+                threads=threads,
+                offline=offline,
+                confirm=confirmation(display, yes=yes) if rerank is not None else None,
+                download=display.on_download if display else None,
+            )
+        )
         answer = opened.search(
             _composed(text or (), image or ()),
             plus=plus or (),
@@ -391,6 +424,9 @@ def query(
             sort=sort.value,
             min_relevance=min_relevance,
             include_self=include_self,
+            rerank=rerank,
+            depth=depth,
+            budget_ms=budget_ms,
         )
     show(answer, how)
 
@@ -430,7 +466,7 @@ def models(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """List the models that can be used here."""
+    """List the models and rerankers that can be used here."""
     from mmsearch import output
 
     if export is not None:
@@ -440,13 +476,19 @@ def models(
         output.write(output.safe(f"local-dir:{folder}"))
         return
     from mmsearch.retrieval.encoders.models import list_models
+    from mmsearch.retrieval.rerank.models import list_rerankers
 
     found = list_models(offline=offline, refresh=refresh)
+    asked = any(model.state in ("downloadable", "unavailable") for model in found)
+    rerankers = list_rerankers(offline=offline, refresh=refresh and not asked)
     if as_json:
-        for model in found:
+        for model in (*found, *rerankers):
             output.write_json(model)
     else:
-        output.write_models(found, people=output.is_terminal(sys.stdout))
+        people = output.is_terminal(sys.stdout)
+        output.write_models(found, people=people)
+        output.write("")
+        output.write_rerankers(rerankers, people=people)
 
 
 @app.command()

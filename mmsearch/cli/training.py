@@ -22,7 +22,7 @@ from mmsearch.cli.options import (
 from mmsearch.cli.talk import confirmation, progress_display
 
 if TYPE_CHECKING:
-    from mmsearch.indexers.train.finetune import TrainReport
+    from mmsearch.indexers.train.settings import TrainReport
 
 _PAIRS, _MODEL, _HOW = "What to learn from", "What to train", "How"
 
@@ -187,7 +187,8 @@ def train(
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(progress_display())
-        from mmsearch.indexers.train.finetune import Tuning, finetune
+        from mmsearch.indexers.train.finetune import finetune
+        from mmsearch.indexers.train.settings import Tuning
 
         report = finetune(
             source,

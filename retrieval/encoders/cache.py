@@ -58,6 +58,12 @@ TOKENIZER_TABLES = TOKENIZER - {
 }
 """Those of `TOKENIZER` that hold a vocabulary."""
 
+PREPROCESSOR = "preprocessor_config.json"
+"""What a model of transformers does to pictures."""
+
+TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The weights of a model of transformers, in the order in which it prefers them."""
+
 
 def cache_folder() -> Path:
     """The hub cache, as `huggingface_hub` places it."""
@@ -146,6 +152,21 @@ def weights_file(folder: Path) -> Path | None:
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder holds a transformers tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_TABLES)
+
+
+def has_transformers(folder: Path, *, preprocess: bool) -> bool:
+    """Whether the folder holds a model of transformers: configuration, tokenizer and weights, all in one file.
+
+    Args:
+        folder: of the files.
+        preprocess: whether it is to say what is done to pictures, too.
+    """
+    needed = ("config.json", *([PREPROCESSOR] if preprocess else ()))
+    return (
+        has_tokenizer(folder)
+        and all((folder / name).is_file() for name in needed)
+        and any((folder / name).is_file() for name in TRANSFORMERS_WEIGHTS)
+    )
 
 
 def tokenizer_tables(folder: Path) -> list[Path]:

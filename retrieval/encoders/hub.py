@@ -27,10 +27,13 @@ from urllib.parse import urlsplit
 
 from mmsearch.retrieval.encoders.cache import (
     CONFIG,
+    PREPROCESSOR,
     TOKENIZER,
     TOKENIZER_TABLES,
+    TRANSFORMERS_WEIGHTS,
     cache_folder,
     has_tokenizer,
+    has_transformers,
     pick_weights,
     read_notes,
     snapshot_folder,
@@ -180,6 +183,41 @@ class Hub:
         if not TOKENIZER_TABLES.intersection(names):
             raise ModelUnavailable(f"{repo} on {endpoint()} holds no tokenizer")
         return self._download(repo, names)
+
+    def transformers(self, repo: str, *, preprocess: bool) -> Path:
+        """The folder of a model of transformers, downloaded if not cached: config.json, tokenizer, weights in one file.
+
+        Args:
+            repo: `org/name`.
+            preprocess: whether its `preprocessor_config.json` is needed too.
+
+        Raises:
+            ModelUnavailable: the files are neither cached nor to be had.
+        """
+        small = ["config.json", *([PREPROCESSOR] if preprocess else [])]
+        folder = snapshot_folder(repo)
+        if folder and has_transformers(folder, preprocess=preprocess):
+            return folder
+        names = self._names(repo)
+        weights = next((name for name in TRANSFORMERS_WEIGHTS if name in names), None)
+        if weights is None or not TOKENIZER_TABLES.intersection(names) or not set(small) <= set(names):
+            wanted = ", ".join((*small, "a tokenizer", " or ".join(TRANSFORMERS_WEIGHTS)))
+            raise ModelUnavailable(f"{repo} on {endpoint()} is no model that can be used here: it wants {wanted}")
+        tables = [name for name in names if name in TOKENIZER and name not in small]
+        return self._download(repo, [*small, *tables, weights])  # the weights last: where they are, all is
+
+    def config(self, repo: str) -> Path:
+        """A folder with the `config.json` of a repository, downloaded if not cached.
+
+        Raises:
+            ModelUnavailable: the file is neither cached nor to be had.
+        """
+        folder = snapshot_folder(repo)
+        if folder and (folder / "config.json").is_file():
+            return folder
+        if "config.json" not in self._names(repo):
+            raise ModelUnavailable(f"{repo} on {endpoint()} is no model of transformers: it has no config.json")
+        return self._download(repo, ["config.json"])
 
     def _names(self, repo: str) -> list[str]:
         """The repository's files, from the network."""

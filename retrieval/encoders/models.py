@@ -70,6 +70,7 @@ class ModelStatus:
         why: for `unavailable`, what is in the way.
         default: whether `auto` takes it (after asking, if it is to be downloaded).
         summary, languages, licence, download_bytes, dim, coco, flickr30k, source: as in `Preset`.
+        kind: tells it from a reranker.
     """
 
     name: str
@@ -85,6 +86,7 @@ class ModelStatus:
     coco: float | None
     flickr30k: float | None
     source: str
+    kind: Literal["encoder"] = "encoder"
 
 
 def parse_name(name: str) -> ModelName:

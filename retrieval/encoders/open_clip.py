@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.retrieval.encoders import cache, hub
-from mmsearch.retrieval.encoders.machine import usable_cpus
+from mmsearch.retrieval.encoders.placement import Placement
 from mmsearch.retrieval.encoders.presets import ENGLISH
 from mmsearch.retrieval.errors import MissingExtra, ModelUnavailable, UsageError
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "bf16", "fp16")
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 _BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
 _TEXT_BATCH = {"cpu": 64, "mps": 128, "cuda": 512}
@@ -209,18 +208,14 @@ class OpenClipEncoder:
     ) -> None:
         open_clip = _import_open_clip()
         self._torch = importlib.import_module("torch")
-        self._device = _pick_device(self._torch, device)
-        kind = str(self._device.type)
+        self._placement = Placement(device, precision, threads)
+        self._device = self._placement.device
         self.name = name
         self.files = files
         self.device = str(self._device)
-        self.precision = precision or ("fp16" if kind == "cuda" else "fp32")
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"no precision is called `{precision}`; choose one of {', '.join(PRECISIONS)}")
-        self.batch_size = batch_size or _BATCH.get(kind, 32)
-        self._text_batch = _TEXT_BATCH.get(kind, 64)
-        if threads is not None or usable_cpus() < self._torch.get_num_threads():
-            self._torch.set_num_threads(threads or usable_cpus())
+        self.precision = self._placement.precision
+        self.batch_size = batch_size or _BATCH[self._placement.kind]
+        self._text_batch = _TEXT_BATCH[self._placement.kind]
         self._tokenizing = threading.Lock()
         self.module = _build(open_clip, files)
         settings = open_clip.get_model_preprocess_cfg(self.module)
@@ -302,8 +297,15 @@ class OpenClipEncoder:
         A tower of transformers masks what is padding, so columns that are padding in all texts are left out:
         short texts cost a fraction of a long context.
         """
+        return self.trimmed(self.padded(texts))
+
+    def padded(self, texts: Sequence[str]) -> Any:
+        """Token ids of texts, (n, max_tokens) int64 on the processor."""
         with self._tokenizing:  # fast tokenizers keep their padding settings in shared state
-            ids = self._tokenizer(list(texts))
+            return self._tokenizer(list(texts))
+
+    def trimmed(self, ids: Any) -> Any:
+        """`padded` ids without the columns that `tokens` leaves out."""
         text: Any = getattr(self.module, "text", None)
         if hasattr(text, "pooler"):
             used = (ids != text.config.pad_token_id).any(0).nonzero()
@@ -315,29 +317,14 @@ class OpenClipEncoder:
 
         found: list[NDArray[np.float32]] = []
         for batch in batches:
-            batch = batch.to(self._device)
-            rows = self._run(encode, batch, self.precision)
-            if self.precision != "fp32" and not np.isfinite(rows).all():
-                _log.info("%s overflowed in %s; that batch is done again in fp32", self.name, self.precision)
-                rows = self._run(encode, batch, "fp32")
+            rows = self._placement.run(self.name, functools.partial(encode, batch.to(self._device)))
             found.append(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
         return np.concatenate(found) if found else np.zeros((0, self.dim), dtype=np.float32)
-
-    def _run(self, encode: Callable[[Any], Any], batch: Any, precision: str) -> NDArray[np.float32]:
-        torch = self._torch
-        lower: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if precision != "fp32":
-            lower = torch.autocast(self._device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-        with torch.inference_mode(), lower:
-            rows: NDArray[np.float32] = encode(batch).float().cpu().numpy()
-        return rows
 
 
 def _build(open_clip: Any, files: ModelFiles) -> Any:
     """The model with its weights, on the CPU in fp32."""
-    torch = importlib.import_module("torch")
-    if files.weights.suffix != ".safetensors" and _version(torch.__version__) < (2, 6):
-        raise ModelUnavailable(f"reading {files.weights.name} safely needs torch 2.6: pip install -U torch")
+    refuse_unsafe_pickle(files.weights)
     try:
         with _quiet_root_logger():
             model = open_clip.create_model(
@@ -382,21 +369,41 @@ def _tokenizer(open_clip: Any, files: ModelFiles) -> Any:
         raise ModelUnavailable(f"no tokenizer in {files.tokenizer}: {hub.one_line(error)}") from error
 
 
+def refuse_unsafe_pickle(weights: Path) -> None:
+    """Torch's restricted unpickler holds since 2.6; safetensors run no code anyway.
+
+    Raises:
+        ModelUnavailable: the weights are a pickle, and this torch is older.
+    """
+    version = importlib.import_module("torch").__version__
+    if weights.suffix != ".safetensors" and tuple(int(part) for part in version.split(".")[:2]) < (2, 6):
+        raise ModelUnavailable(f"reading {weights.name} safely needs torch 2.6: pip install -U torch")
+
+
 def _identity(files: ModelFiles, settings: dict[str, Any], max_tokens: int) -> str:
     """Weights, preprocess and tokenizer as one hash; the same wherever the files lie."""
-    tables = cache.tokenizer_tables(files.tokenizer) if files.tokenizer else []
     parts = {
         "weights": file_hash(files.weights),
         "preprocess": {**settings, "size": _pair(settings["size"])},
         "quick_gelu": files.quick_gelu,
         "tokenizer": {
-            "tables": {table.name: file_hash(table) for table in tables},
+            "tables": tokenizer_hashes(files.tokenizer) if files.tokenizer else {},
             "max_tokens": max_tokens,
             "mode": files.text.get("tokenizer_mode") or "",
             "options": files.text.get("tokenizer_kwargs", {}),
         },
     }
-    return "open_clip-" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
+    return identity_of("open_clip", parts)
+
+
+def identity_of(kind: str, parts: dict[str, Any]) -> str:
+    """What a model is made of, in JSON's types, as one name; the same wherever its files lie."""
+    return f"{kind}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]}"
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """`file_hash` of the files that decide how the folder's tokenizer cuts, by name."""
+    return {table.name: file_hash(table) for table in cache.tokenizer_tables(folder)}
 
 
 def file_hash(path: Path) -> str:
@@ -414,31 +421,9 @@ def file_hash(path: Path) -> str:
     return found
 
 
-def _pick_device(torch: Any, device: str | None) -> Any:
-    if device is None or device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"no device is called `{device}`; choose cpu, cuda, cuda:N or mps") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"torch sees no `{device}` here; try --device cpu")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("torch sees no `mps` here; try --device cpu")
-    if chosen.type not in _BATCH:
-        raise UsageError(f"`{device}` is not supported; choose cpu, cuda, cuda:N or mps")
-    return chosen
-
-
 def _pair(size: Any) -> tuple[int, int]:
     """A preprocess size, which may be one number, as (height, width)."""
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[-1]))
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
 
 
 @contextlib.contextmanager

@@ -89,6 +89,13 @@ SQL = {
         "SELECT item_id, tag FROM items JOIN tags USING (asset_id)"
         " WHERE item_id IN (SELECT value FROM json_each(?)) ORDER BY tag"
     ),
+    "captions": (
+        "SELECT items.item_id, caption.text FROM items JOIN assets AS picture USING (asset_id)"
+        " JOIN assets AS owned ON owned.owner_root_id = picture.root_id AND owned.owner_uri = picture.uri"
+        " JOIN items AS caption ON caption.asset_id = owned.asset_id"
+        " WHERE items.item_id IN (SELECT value FROM json_each(?)) AND caption.text IS NOT NULL"
+        " ORDER BY caption.item_id"
+    ),
     "tag_counts": "SELECT MIN(tag), COUNT(*) FROM tags GROUP BY tag ORDER BY tag",
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
@@ -533,6 +540,13 @@ class Snapshot:
         for item_id, tag in self._rows("tags", json.dumps([int(id_) for id_ in item_ids])):
             found[item_id] = (*found.get(item_id, ()), tag)
         return found
+
+    def captions(self, item_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """The texts that belong to pictures, by item id; those without are left out."""
+        found: dict[int, list[str]] = {}
+        for item_id, text in self._rows("captions", json.dumps([int(id_) for id_ in item_ids])):
+            found.setdefault(item_id, []).append(text)
+        return {item_id: tuple(texts) for item_id, texts in found.items()}
 
     def tag_counts(self) -> list[tuple[str, int]]:
         """Every tag with the number of files that have it, by name."""
