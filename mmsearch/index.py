@@ -223,6 +223,7 @@ class Index:
     def _run(self, sources: Sequence[AnySource], **options: Unpack[RunOptions]) -> Report:
         """An index run; makes the index if there is none and something was found."""
         from mmsearch.indexers.pipeline import index_sources
+        from mmsearch.retrieval.encoders.models import token_identity
 
         store = self._store()
         if store is None:
@@ -241,6 +242,7 @@ class Index:
             self._encoders.keep(store.model, encoder)
         model = store.model
         options["threads"] = self._threads
+        options["token_identity"] = token_identity(model)
         return index_sources(sources, store, lambda: self._encoders.get(model), **options)
 
     def _rows_source(self, rows: Sequence[Row | BadRow]) -> RowsSource:

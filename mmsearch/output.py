@@ -91,6 +91,7 @@ def _is_unsafe(char: str) -> bool:
 def report_lines(report: Report) -> list[str]:
     """A finished run in a few lines for a person."""
     counts = {name: getattr(report, name) for name in ("added", "updated", "moved", "copied", "removed", "unchanged")}
+    counts["given tokens"] = report.tokens
     done = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
     done = done or ("nothing to do" if report.items or report.failed else "no pictures or texts found")
     lines = [f"{done}; {counted(report.items, 'item')} in the index; {_duration(report.seconds)}"]
