@@ -147,9 +147,8 @@ def index_sources(
                 writer.forget_salvaged()
             ingest.commit()
             wanted = token_identity or ingest.token_identity
-            whole = [source.root.path for source in scanned if _is_whole(source) and source.root.kind == "folder"]
-            if wanted is not None and (complete or whole):
-                roots = None if complete else whole
+            roots = token_roots(scanned, complete=complete)
+            if wanted is not None and (roots is None or roots):
                 MissingTokens(store, writer, ingest, interrupt, wanted, roots, ingest.threads).make()
                 ingest.commit()
             ingest.tell("merge", 0, None)
@@ -223,6 +222,13 @@ def _is_whole(source: AnySource) -> bool:
     if isinstance(source, ManifestSource):
         return True
     return isinstance(source, FolderSource) and not source.start and source.filter.glob is None
+
+
+def token_roots(sources: Sequence[AnySource], *, complete: bool) -> list[Path] | None:
+    """The folders in which a run sees to pictures that lack tokens; None for all folders, where it scans them all."""
+    if complete:
+        return None
+    return [source.root.path for source in sources if _is_whole(source) and source.root.kind == "folder"]
 
 
 def _has_given_rows(store: LocalStore) -> bool:

@@ -181,19 +181,21 @@ class MissingTokens:
             self._ingest.add_tokens(keys, lambda: picture_encoder(encoder)(arrays))
 
 
-def _read(picture: Tokenless) -> ReadFile | None:
-    """The picture out of the first of its files that still has it."""
+def unchanged_files(picture: Tokenless) -> Iterator[ItemRef]:
+    """The files of a picture that are as they were when it was read, as far as that is seen without reading."""
     for file in picture.files:
         try:
             stamp = Stamp.of(os.stat(file.path))
         except OSError:
             continue
-        if file.stamp.size >= 0 and file.stamp != stamp:
-            continue  # it has changed since; below 0 its state was not settled, and what it holds decides
-        read = read_file(ItemRef(root="", uri="", path=file.path, modality="image", stamp=stamp))
-        if read.content_hash == picture.content_key:
-            return read
-    return None
+        if file.stamp.size < 0 or file.stamp == stamp:  # below 0 its state was not settled: what it holds decides
+            yield ItemRef(root=file.root, uri="", path=file.path, modality="image", stamp=stamp)
+
+
+def _read(picture: Tokenless) -> ReadFile | None:
+    """The picture out of the first of its files that still has it."""
+    reads = map(read_file, unchanged_files(picture))
+    return next((read for read in reads if read.content_hash == picture.content_key), None)
 
 
 def _array(picture: Tokenless, encoder: Encoder) -> NDArray[Any] | None:

@@ -435,6 +435,7 @@ class Index:
         """What `add` would do and about how long it would take; changes nothing and downloads nothing."""
         from mmsearch.indexers.manifests import Columns
         from mmsearch.indexers.plan import estimate_run
+        from mmsearch.retrieval.encoders.models import token_identity
 
         columns = Columns(text=text_column, image=image_column, id=id_column)
         store = self._store()
@@ -450,7 +451,8 @@ class Index:
             except MMSearchError:
                 return None
 
-        return estimate_run(sources, store, encoder)
+        complete = not paths and not (include or exclude)
+        return estimate_run(sources, store, encoder, complete=complete, token_identity=token_identity(model))
 
     def search(
         self,

@@ -115,9 +115,10 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
         (estimate.unchanged, "unchanged"),
         (estimate.missing, "gone"),
         (estimate.failed, "failed before"),
+        (estimate.tokens, "without tokens"),
     )
     found = ", ".join(f"{number:,} {name}" for number, name in counts if number) or "no files"
-    work = estimate.new + estimate.changed
+    work = estimate.new + estimate.changed + estimate.tokens
     if not work:
         return [f"{found}; nothing to index"]
     how_long = "unknown until the model is here" if estimate.seconds is None else _duration(estimate.seconds)
