@@ -114,15 +114,17 @@ class MissingTokens:
         self._arrays: list[NDArray[Any]] = []
 
     def make(self) -> None:
-        """Drops tokens of another identity and makes those that are missing; loads the encoder where one can be made.
+        """Makes the tokens that are missing, and drops those of another identity before the first of them.
+
+        Loads the encoder only where a picture that lacks tokens can be read.
 
         Raises:
             Stopped: somebody wants the run to end; what was made so far can be committed.
         """
-        self._writer.drop_other_tokens(self._identity)
         with self._store.snapshot() as snapshot:
             ids: list[int] = snapshot.without_tokens(self._identity).tolist()
         if not ids:
+            self._writer.drop_other_tokens(self._identity)
             return
         self._total = len(ids)
         pictures = self._pictures(ids)
@@ -132,6 +134,7 @@ class MissingTokens:
         encoder = as_token_encoder(self._ingest.load_encoder())
         if encoder is None or encoder.token_identity != self._identity:
             return  # what was said of it is not so
+        self._writer.drop_other_tokens(self._identity)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmsearch-decode")
         try:
             self._work(first, pictures, encoder, pool)
