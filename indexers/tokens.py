@@ -1,7 +1,7 @@
 """Compressed tokens of pictures: made with their embeddings, and later for pictures that were embedded without.
 
 A picture that has none is read again, wherever a file of it is; one that is not there, or has other content by now, is
-passed over. Nothing of this can fail a run.
+passed over. A run does not fail because a picture cannot be read, or because the model is not here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsearch.indexers.readahead import ReadFile, decode_image, read_file
 from mmsearch.retrieval.encoders import as_token_encoder
+from mmsearch.retrieval.errors import MMSearchError
 from mmsearch.retrieval.types import ItemRef, Stamp
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PAGE = 500
+_PAGE = 5000
 
 
 class Encoded(NamedTuple):
@@ -131,7 +132,11 @@ class MissingTokens:
         first = next((picture for picture in pictures if _read(picture) is not None), None)
         if first is None:
             return
-        encoder = as_token_encoder(self._ingest.load_encoder())
+        try:
+            encoder = as_token_encoder(self._ingest.load_encoder())
+        except MMSearchError as error:
+            _log.warning("%d pictures lack the tokens that a reranker reads, and get none: %s", len(ids), error)
+            return
         if encoder is None or encoder.token_identity != self._identity:
             return  # what was said of it is not so
         self._writer.drop_other_tokens(self._identity)

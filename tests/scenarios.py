@@ -33,7 +33,7 @@ from store_kit import (
     tokens_in,
 )
 
-from mmsearch.indexers import ingest
+from mmsearch.indexers import ingest, tokens
 from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import index_sources
 from mmsearch.indexers.rescan import rescan_sources
@@ -41,6 +41,7 @@ from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.store import LocalStore, is_index, layout
 
 Steps = Callable[[str], None]
+_SHAPE = (2, 3)
 State = dict[str, Any] | None
 """All that readers can see of an index, as JSON can hold it; None where there is no index."""
 
@@ -78,7 +79,8 @@ def state_of(index: Path) -> State:
         connection.close()
     store = LocalStore.open(index)
     info = store.info()
-    tokens = {identity: tokens_in(store, identity) for identity in (TOKENS, "other-tokens")}
+    made = FakeEncoder(tokens=_SHAPE).token_identity
+    having = {identity: tokens_in(store, identity) for identity in (TOKENS, "other-tokens", str(made))}
     with store.snapshot() as snapshot:
         records = {record.item_id: record.uri for record in snapshot.all_items()}
         tags = {records[item_id]: tags for item_id, tags in snapshot.tags(list(records)).items()}
@@ -87,7 +89,7 @@ def state_of(index: Path) -> State:
         "model": store.identity,
         "items": {uri: sorted(items, key=repr) for uri, items in sorted(content_of(store).items())},
         "tags": dict(sorted(tags.items())),
-        "tokens": {name: having for name, having in tokens.items() if any(having.values())},
+        "tokens": {identity: rows for identity, rows in having.items() if any(rows.values())},
         "failed": [os.path.basename(failure.path) for failure in info.failed],
     }
     plain: dict[str, Any] = json.loads(json.dumps(state))
@@ -240,9 +242,21 @@ def _pictures(place: Path, shared: Path) -> None:
 
 
 def _update(index: Path, steps: Steps) -> None:
+    """By an encoder that makes tokens since then: they are made of the pictures that stayed, too."""
     store = LocalStore.open(index, steps=steps)
-    with mock.patch.object(ingest, "ThreadPoolExecutor", _AtOnce):
-        index_sources(rescan_sources(store), store, lambda: FakeEncoder(batch_size=2), commit_seconds=0.0)
+    encoder = FakeEncoder(batch_size=2, tokens=_SHAPE)
+    with (
+        mock.patch.object(ingest, "ThreadPoolExecutor", _AtOnce),
+        mock.patch.object(tokens, "ThreadPoolExecutor", _AtOnce),
+    ):
+        index_sources(
+            rescan_sources(store),
+            store,
+            lambda: encoder,
+            commit_seconds=0.0,
+            complete=True,
+            token_identity=encoder.token_identity,
+        )
 
 
 SCENARIOS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from mmsearch.indexers.rows import Item
 from mmsearch.retrieval.encoders import Encoder, as_token_encoder
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.encoders.models import load_encoder, token_identity
+from mmsearch.retrieval.errors import ModelUnavailable
 from mmsearch.retrieval.store import LocalStore, layout
 from mmsearch.retrieval.types import Report
 
@@ -298,6 +300,18 @@ def test_an_interrupted_run_keeps_what_is_done(store: LocalStore, plain: FakeEnc
     assert (report.interrupted, report.tokens) == (False, 40 - 4 * 4)
     assert len(tokens_of(store, spy)) == 40
     assert flaws(store) == []
+
+
+def test_a_model_that_is_not_here_fails_no_run(
+    older: LocalStore, spy: TokenSpy, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load() -> Encoder:
+        raise ModelUnavailable("it cannot be downloaded here")
+
+    with caplog.at_level(logging.WARNING):
+        report = index_sources(rescan_sources(older), older, load, complete=True, token_identity=spy.token_identity)
+    assert (report.unchanged, report.tokens) == (IMAGES + 2, 0)
+    assert "6 pictures lack the tokens that a reranker reads, and get none: it cannot be downloaded" in caplog.text
 
 
 def test_an_encoder_that_fails_loses_nothing(older: LocalStore, spy: TokenSpy) -> None:
