@@ -50,7 +50,7 @@ class Output(NamedTuple):
 
 
 class Graph:
-    """Collects nodes; `weight` names a tensor of the weights file, cast to float32 where it is float16."""
+    """Collects nodes."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -59,16 +59,19 @@ class Graph:
         self._cast: dict[str, str] = {}
 
     def node(self, kind: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """A node; the name of its output, or their names where it has several."""
         names = [f"{kind}_{len(self._nodes)}_{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
         return names if outputs > 1 else names[0]
 
     def constant(self, value: NDArray[Any]) -> str:
+        """A value in the graph itself."""
         name = f"constant_{len(self._initializers)}"
         self._initializers[name] = onnx.numpy_helper.from_array(value, name)
         return name
 
     def weight(self, name: str) -> str:
+        """A tensor of the weights file, as float32."""
         if name not in self._initializers:
             place = self._places[name]
             tensor = onnx.TensorProto(name=name, data_type=_TYPES[place["dtype"]], dims=place["shape"])
@@ -165,9 +168,7 @@ def text_graph(places: Places, layers: int, heads: int, eps: float, *, states: b
     return g.finish("text", inputs, outputs)
 
 
-def image_graph(
-    places: Places, model: Any, *, head: bool = True, windows: bool = False, cells: bool = False
-) -> bytes:
+def image_graph(places: Places, model: Any, *, head: bool = True, windows: bool = False, cells: bool = False) -> bytes:
     """(n, height, width, 3) uint8 pixels to (n, dim), or without the head to pooled features.
 
     With `windows`, to (n, rows, columns, dim): what the tower would give if it pooled each square of `WINDOW` cells of

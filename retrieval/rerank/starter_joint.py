@@ -52,10 +52,9 @@ class StarterJointReranker:
         """
         scores = np.full(len(candidates), np.nan, np.float32)
         embedding, states = self._read(query)
-        known = [row for row, one in enumerate(candidates) if one.tokens is not None]
+        known = {row: one.tokens for row, one in enumerate(candidates) if one.tokens is not None}
         if known:
-            tokens = np.stack([candidates[row].tokens for row in known])
-            scores[known] = self._encoder.joint.score(states, embedding, tokens)
+            scores[list(known)] = self._encoder.joint.score(states, embedding, np.stack(list(known.values())))
         missing = [row for row, one in enumerate(candidates) if one.tokens is None and one.modality == "image"]
         for start in range(0, len(missing), self._encoder.batch_size):
             rows = missing[start : start + self._encoder.batch_size]

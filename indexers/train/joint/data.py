@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mmsearch.indexers.train.data import Captioned
 from mmsearch.indexers.train.features import IMAGE_SIZE
 from mmsearch.indexers.train.joint.swaps import swaps
-from mmsearch.indexers.train.joint.towers import ImageTower, Pieces, TextTower
+from mmsearch.indexers.train.joint.towers import ImageTower, Pieces
 from mmsearch.retrieval.encoders.starter import FOLDER, StarterEncoder
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,11 @@ class Captions:
     changed: Pieces
     changed_of: list[NDArray[np.int64]]
 
+    def thinned(self, every: int) -> Captions:
+        """Every so-manieth caption."""
+        rows = np.arange(0, len(self.photo), every)
+        return Captions(self.pieces.rows(rows), self.photo[rows], self.changed, [self.changed_of[row] for row in rows])
+
 
 def pool_cells(maps: torch.Tensor) -> torch.Tensor:
     """A map (n, 1280, rows, columns) to cells (n, tokens, 1280): means of 3 x 3 places, every second one."""
@@ -88,16 +93,16 @@ def look(tower: ImageTower, pixels: NDArray[np.uint8], views: int, seed: int, de
     for view in range(views):
         for start in range(0, len(pixels), 128):
             batch = torch.from_numpy(pixels[start : start + 128]).to(device)
-            grid = F.affine_grid(_crops(len(batch), view, rng).to(device), [len(batch), 3, IMAGE_SIZE, IMAGE_SIZE])
-            seen = F.grid_sample(
-                batch.permute(0, 3, 1, 2).float(), grid, "bilinear", "reflection", align_corners=False
+            grid = F.affine_grid(
+                _crops(len(batch), view, rng).to(device), [len(batch), 3, IMAGE_SIZE, IMAGE_SIZE], align_corners=False
             )
+            seen = F.grid_sample(batch.permute(0, 3, 1, 2).float(), grid, "bilinear", "reflection", align_corners=False)
             maps, rows = tower(seen.permute(0, 2, 3, 1))
             cells.append(pool_cells(maps).half())
             embeddings.append(rows)
     log.info("%d views of %d photos", views, len(pixels))
-    shape = (views, len(pixels))
-    return Photos(torch.cat(cells).unflatten(0, shape), torch.cat(embeddings).unflatten(0, shape))
+    seen, rows = torch.cat(cells), torch.cat(embeddings)
+    return Photos(seen.view(views, len(pixels), *seen.shape[1:]), rows.view(views, len(pixels), -1))
 
 
 def _crops(count: int, view: int, rng: np.random.Generator) -> torch.Tensor:
@@ -130,13 +135,3 @@ def read_captions(captioned: Captioned, language: str, seed: int = 0) -> Caption
         Pieces([tokenizer.encode(text) for text in changed], LONGEST),
         changed_of,
     )
-
-
-@torch.inference_mode()
-def embed(tower: TextTower, pieces: Pieces, device: torch.device) -> torch.Tensor:
-    """Embeddings of texts, (n, dim)."""
-    rows = []
-    for start in range(0, len(pieces), 512):
-        ids, mask = pieces.padded(np.arange(start, min(start + 512, len(pieces))), device)
-        rows.append(tower.embed(tower(ids, mask), mask))
-    return torch.cat(rows)

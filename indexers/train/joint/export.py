@@ -115,9 +115,7 @@ def score_graph(places: Places, shape: Shape, mix: tuple[float, float, float]) -
     rows = _unit(g, g.linear("states", "piece"))
     weights = g.node("Sigmoid", g.linear("states", "weight"))
     total = g.node("Max", g.node("ReduceSum", weights, ints(1), keepdims=1), number(1))
-    best = g.node(
-        "ReduceMax", g.node("MatMul", rows, g.node("Transpose", cells, perm=[0, 2, 1])), ints(-1), keepdims=1
-    )
+    best = g.node("ReduceMax", g.node("MatMul", rows, g.node("Transpose", cells, perm=[0, 2, 1])), ints(-1), keepdims=1)
     late = g.node("ReduceSum", g.node("Mul", best, g.node("Div", weights, total)), ints(1), keepdims=0)
 
     inside = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmsearch.indexers.train.joint.data import Captions, Photos, embed
+from mmsearch.indexers.train.joint.data import Captions, Photos
 from mmsearch.indexers.train.joint.model import JointModel
 from mmsearch.indexers.train.joint.towers import Pieces, TextTower
 
@@ -35,41 +36,46 @@ class Candidates:
     def success(self, scores: NDArray[np.floating], k: int = 1) -> NDArray[np.bool_]:
         """Of each caption, whether its photo is among the best k by these scores; ties go to the first stage."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        found: NDArray[np.bool_] = np.take_along_axis(self.right, order, 1).any(1)
-        return found
+        return np.asarray(np.take_along_axis(self.right, order, 1).any(1))
 
 
-def standard(scores: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Scores of each caption with mean 0 and deviation 1."""
-    centred = scores - scores.mean(1, keepdims=True)
-    return centred / np.maximum(scores.std(1, keepdims=True), 1e-9)
+def mixed(candidates: Candidates, mix: tuple[float, ...]) -> NDArray[np.float32]:
+    """The weighted sum of the three scores."""
+    parts = (candidates.first, candidates.late, candidates.cross)
+    return np.asarray(sum(np.float32(weight) * part for weight, part in zip(mix, parts, strict=True)), np.float32)
 
 
-def cross_fitted(candidates: Candidates, parts: list[NDArray[np.floating]]) -> tuple[float, tuple[float, ...]]:
-    """Success@1 with weights for `parts` that were chosen on the other half of the photos, and those for all.
+def deviations(candidates: Candidates) -> tuple[float, float, float]:
+    """How much each score differs among the candidates of a caption, on average."""
+    first, late, cross = (float(part.std(1).mean()) for part in (candidates.first, candidates.late, candidates.cross))
+    return first, late, cross
 
-    The first stage's standardised score has weight 1.
+
+def cross_fitted(sets: Sequence[Candidates]) -> tuple[list[float], tuple[float, float, float]]:
+    """Success@1 of each set with weights that were chosen on the other half of the photos, and the weights for all.
+
+    The weights are those whose mean success@1 over the sets is highest. That of the first stage is 1.
     """
-    first = standard(candidates.first)
-    grid = [(w,) for w in WEIGHTS] if len(parts) == 1 else [(a, b) for a in WEIGHTS for b in WEIGHTS]
-    hits = np.stack([candidates.success(first + sum(w * p for w, p in zip(ws, parts, strict=True))) for ws in grid])
-    half = candidates.photo % 2
-    total = 0
+    units = np.mean([deviations(one) for one in sets], axis=0)
+    grid = [(1 / units[0], late / units[1], cross / units[2]) for late in WEIGHTS for cross in WEIGHTS]
+    hits = [np.stack([one.success(mixed(one, mix)) for mix in grid]) for one in sets]
+    totals = [0] * len(sets)
     for side in (0, 1):
-        best = int(hits[:, half != side].mean(1).argmax())
-        total += int(hits[best][half == side].sum())
-    return total / hits.shape[1], grid[int(hits.mean(1).argmax())]
+        means = [h[:, one.photo % 2 != side].mean(1) for h, one in zip(hits, sets, strict=True)]
+        best = int(np.mean(means, axis=0).argmax())
+        for number, one in enumerate(sets):
+            totals[number] += int(hits[number][best][one.photo % 2 == side].sum())
+    best = int(np.mean([h.mean(1) for h in hits], axis=0).argmax())
+    return [total / len(one.photo) for total, one in zip(totals, sets, strict=True)], grid[best]
 
 
 @torch.inference_mode()
-def score(
-    model: JointModel, tower: TextTower, photos: Photos, captions: Captions, *, cross: bool = True, chunk: int = 64
-) -> Candidates:
+def score(model: JointModel, tower: TextTower, photos: Photos, captions: Captions, *, chunk: int = 64) -> Candidates:
     """Scores of the first stage's best photos by all stages."""
     model.eval()
     device = next(model.parameters()).device
     embeddings = photos.embeddings[0].to(device)
-    tokens = torch.cat([model.compress(part.to(device).float()) for part in photos.cells[0].split(512)])
+    tokens = torch.cat([model.compress(part.to(device).float()) for part in torch.split(photos.cells[0], 512)])
     pictures = model.picture(tokens, embeddings)
     depth = min(DEPTH, len(embeddings))
     found: list[list[NDArray[np.float32]]] = [[], [], []]
@@ -81,10 +87,8 @@ def score(
         first, order = cosines.topk(depth, 1)
         late = model.late_pairs(*model.pieces(states, mask), tokens[order])
         text_of = torch.arange(len(ids), device=device).repeat_interleave(depth)
-        both = torch.zeros_like(late)
-        if cross:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                both = model.cross(states[text_of], mask[text_of], pictures, order.flatten()).view(len(ids), depth)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            both = model.cross(states[text_of], mask[text_of], pictures, order.flatten()).view(len(ids), depth)
         for parts, scores in zip(found, (first, late, both), strict=True):
             parts.append(scores.float().cpu().numpy())
         orders.append(order.cpu().numpy())
@@ -100,7 +104,7 @@ def changed_accuracy(model: JointModel, tower: TextTower, photos: Photos, captio
     device = next(model.parameters()).device
     of = np.concatenate([np.full(len(rows), row) for row, rows in enumerate(captions.changed_of)]).astype(np.int64)
     embeddings = photos.embeddings[0].to(device)
-    tokens = torch.cat([model.compress(part.to(device).float()) for part in photos.cells[0].split(512)])
+    tokens = torch.cat([model.compress(part.to(device).float()) for part in torch.split(photos.cells[0], 512)])
     pictures = model.picture(tokens, embeddings)
 
     def scores(pieces: Pieces, rows: NDArray[np.int64], photo: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -119,6 +123,3 @@ def changed_accuracy(model: JointModel, tower: TextTower, photos: Photos, captio
     false = scores(captions.changed, np.arange(len(of)), photo)
     won = (true > false).mean(1)
     return {name: round(float(value), 4) for name, value in zip(("first", "late", "cross"), won, strict=True)}
-
-
-__all__ = ["Candidates", "changed_accuracy", "cross_fitted", "embed", "score", "standard"]

@@ -64,7 +64,7 @@ class _CrossLayer(nn.Module):
         k, v = self.keys(image).view(len(image), -1, 2, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k.index_select(0, which), v.index_select(0, which))
         x = x + self._drop(self.out2(mixed.transpose(1, 2).reshape(n, length, width)))
-        return x + self._drop(self.down(F.gelu(self.up(self.norm3(x)))))  # type: ignore[no-any-return]
+        return x + self._drop(self.down(F.gelu(self.up(self.norm3(x)))))
 
 
 class JointModel(nn.Module):

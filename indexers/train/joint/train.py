@@ -1,4 +1,4 @@
-"""Training runs of the joint model: everything from photos and captions to a trained model."""
+"""Training runs of the joint model: everything from photos and captions to a bundle."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mmsearch.indexers.train.data import read_captioned
-from mmsearch.indexers.train.engine import Engine, Plan
+from mmsearch.indexers.train.engine import Engine, Outcome, Plan
 from mmsearch.indexers.train.joint.data import LANGUAGES, Captions, Photos, look, read_captions, read_photos
-from mmsearch.indexers.train.joint.measure import changed_accuracy, cross_fitted, score, standard
+from mmsearch.indexers.train.joint.export import export
+from mmsearch.indexers.train.joint.measure import changed_accuracy, cross_fitted, score
 from mmsearch.indexers.train.joint.model import JointModel, Shape
 from mmsearch.indexers.train.joint.task import Batch, JointTask, vocabulary_of
 from mmsearch.indexers.train.joint.towers import ImageTower, TextTower
@@ -24,92 +24,91 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JointSet:
-    """A set of photos with captions, as the towers see it."""
+    """Photos with captions, as the towers see them."""
 
     photos: Photos
     captions: dict[str, Captions]
 
 
 class JointRun:
-    """What all runs share: the towers, what is trained on and what is chosen on.
+    """A run of a recipe.
 
     Args:
+        recipe: as `recipes/starter-joint.toml`.
         data: folder with `flickr8k/`, as `indexers.train.data` reads it.
         device: where everything is.
-        views: of each training photo.
-        seed: of the views.
+        folder: of the bundled encoder.
     """
 
-    def __init__(self, data: Path, device: torch.device, *, views: int, seed: int = 0, folder: Path = FOLDER) -> None:
-        self.device = device
+    def __init__(self, recipe: dict[str, Any], data: Path, device: torch.device, folder: Path = FOLDER) -> None:
+        self.recipe = recipe
         self.text = TextTower(folder).to(device)
         image = ImageTower(folder).to(device)
         self.sets: dict[str, JointSet] = {}
-        for split in ("train", "val"):
+        for split, views in (("train", recipe["features"]["views"]), ("val", 1)):
             captioned = read_captioned(data / "flickr8k", split)
-            photos = look(image, read_photos(captioned.paths), views if split == "train" else 1, seed, device)
+            photos = look(image, read_photos(captioned.paths), views, recipe["seed"], device)
             self.sets[split] = JointSet(photos, {name: read_captions(captioned, name) for name in LANGUAGES})
-            log.info("%s read", split)
-        self.vocabulary = vocabulary_of(self.sets["train"].captions, len(self.text.words))
-
-    def model(self, shape: Shape, seed: int, **rates: float) -> JointModel:
-        """A fresh model."""
-        torch.manual_seed(seed)
+        vocabulary = vocabulary_of(self.sets["train"].captions, len(self.text.words))
+        torch.manual_seed(recipe["seed"])
         cells = self.sets["train"].photos.cells[0, ::7].float().flatten(0, 1)
-        guessed = int(self.vocabulary.max()) + 1
-        model = JointModel(shape, cells.mean(0), cells.std(0) + 0.1, vocabulary=guessed, **rates)
-        return model.to(self.device)
+        guessed = int(vocabulary.max()) + 1
+        model = JointModel(
+            Shape(**recipe["shape"]), cells.mean(0), cells.std(0) + 0.1, vocabulary=guessed, **recipe["rates"]
+        )
+        self.model = model.to(device)
+        train, batch = self.sets["train"], Batch(**recipe["batch"])
+        self.task = JointTask(
+            self.model, self.text, train.photos, train.captions, batch, vocabulary, lambda _: self.measure(every=2)
+        )
 
-    def engine(self, model: JointModel, batch: Batch, optimiser: dict[str, Any], seed: int) -> Engine:
-        """An engine that trains the model.
-
-        Args:
-            optimiser: `steps`, `warmup`, `lr`, `weight_decay`, and `measure_every` (steps).
-        """
-        train = self.sets["train"]
-        task = JointTask(model, self.text, train.photos, train.captions, batch, self.vocabulary, self.measure)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
+    def engine(self) -> Engine:
+        """What trains the model."""
+        settings = self.recipe["optimiser"]
         groups = [
-            {"params": matrices, "peak": optimiser["lr"], "weight_decay": optimiser["weight_decay"]},
-            {"params": others, "peak": optimiser["lr"], "weight_decay": 0.0},
+            {
+                "params": [p for p in self.model.parameters() if (p.ndim > 1) == matrix],
+                "peak": settings["lr"],
+                "weight_decay": settings["weight_decay"] if matrix else 0.0,
+            }
+            for matrix in (True, False)
         ]
         plan = Plan(
-            steps=optimiser["steps"],
-            warmup=optimiser["warmup"],
-            seed=seed,
-            measure_every=optimiser["measure_every"],
-            settings={"optimiser": dict(optimiser), "seed": seed},
+            steps=settings["steps"],
+            warmup=settings["warmup"],
+            seed=self.recipe["seed"],
+            measure_every=settings["measure_every"],
+            settings={name: str(self.recipe[name]) for name in ("shape", "rates", "batch", "optimiser", "features")},
         )
-        return Engine(task, plan, groups)
+        return Engine(self.task, plan, groups)
 
-    def measure(self, model: JointModel, *, every: int = 2, cross: bool = True) -> tuple[float, dict[str, float]]:
-        """Success@1 on val with cross-fitted weights, minus that of the first stage.
+    def run(self, work: Path, out: Path) -> tuple[Outcome, dict[str, float]]:
+        """Trains, or goes on where a stopped run was, and writes the bundle to `out` when all is done."""
+        outcome = self.engine().run(work / "joint-checkpoint.pt")
+        figures: dict[str, float] = {}
+        if outcome.ending == "done":
+            _, figures = self.measure()
+            export(self.model, self._mix(), out)
+        return outcome, figures
+
+    def measure(self, *, every: int = 1) -> tuple[float, dict[str, float]]:
+        """By how much success@1 on val is higher than the first stage's, and figures.
 
         Args:
             every: of so many captions one.
         """
-        figures: dict[str, float] = {}
-        for language in LANGUAGES:
-            val = self.sets["val"]
-            found = score(model, self.text, val.photos, _thinned(val.captions[language], every), cross=cross)
-            base = float(found.success(found.first).mean())
-            late, both = standard(found.late), standard(found.cross)
-            figures[f"first-{language}"] = base
-            parts = {"late": [late], "cross": [both], "all": [late, both]} if cross else {"late": [late]}
-            for name, scores in parts.items():
-                figures[f"{name}-{language}"] = cross_fitted(found, scores)[0]
-        figures = {name: round(value, 4) for name, value in figures.items()}
-        return sum(max(figures[f"{p}-{lang}"] for p in parts) - figures[f"first-{lang}"] for lang in LANGUAGES), figures
-
-    def changed(self, model: JointModel) -> dict[str, dict[str, float]]:
-        """`changed_accuracy` on val by language."""
         val = self.sets["val"]
-        return {name: changed_accuracy(model, self.text, val.photos, val.captions[name]) for name in LANGUAGES}
+        sets = [score(self.model, self.text, val.photos, val.captions[name].thinned(every)) for name in LANGUAGES]
+        fitted, _ = cross_fitted(sets)
+        figures: dict[str, float] = {}
+        for name, found, reranked in zip(LANGUAGES, sets, fitted, strict=True):
+            figures[f"first-{name}"] = round(float(found.success(found.first).mean()), 4)
+            figures[f"reranked-{name}"] = round(reranked, 4)
+            if every == 1:
+                changed = changed_accuracy(self.model, self.text, val.photos, val.captions[name])
+                figures |= {f"changed-{part}-{name}": value for part, value in changed.items()}
+        return sum(figures[f"reranked-{name}"] - figures[f"first-{name}"] for name in LANGUAGES), figures
 
-
-def _thinned(captions: Captions, every: int) -> Captions:
-    """Every so-manieth caption, starting at another one of each photo."""
-    rows = np.arange(0, len(captions.photo), every) if every > 1 else np.arange(len(captions.photo))
-    pieces = captions.pieces.rows(rows)
-    return Captions(pieces, captions.photo[rows], captions.changed, [captions.changed_of[row] for row in rows])
+    def _mix(self) -> tuple[float, float, float]:
+        val = self.sets["val"]
+        return cross_fitted([score(self.model, self.text, val.photos, val.captions[name]) for name in LANGUAGES])[1]
