@@ -67,14 +67,20 @@ class JointModel:
             embedding: of the text, (dim,), of length 1.
             tokens: what is kept of the pictures, (n, *shape).
         """
+        return self.parts(states, embedding, tokens)[1]
+
+    def parts(
+        self, states: NDArray[np.float32], embedding: NDArray[np.float32], tokens: NDArray[np.int8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What a score is made of, (n, 3): cosine, late interaction, cross-attention; and the `score` (n,)."""
         inputs = {
             "states": states[None],
             "embedding": embedding[None],
             "tokens": np.ascontiguousarray(tokens[:, : self._cells]),
             "embeddings": np.ascontiguousarray(tokens[:, self._cells :]).reshape(len(tokens), self._dim),
         }
-        scores: NDArray[np.float32] = self._graph("score.onnx").run(["scores"], inputs)[0]
-        return scores
+        parts, scores = self._graph("score.onnx").run(["parts", "scores"], inputs)
+        return parts, scores
 
     def _graph(self, name: str) -> onnxruntime.InferenceSession:
         import onnxruntime as ort
