@@ -266,6 +266,10 @@ def token_identity(name: str) -> str | None:
         from mmsearch.retrieval.encoders.fake import FakeEncoder
 
         return FakeEncoder(name, tokens=_FAKE_SHAPE).token_identity
+    if name == STARTER.name:
+        from mmsearch.retrieval.encoders.starter import joint
+
+        return joint.token_identity()
     return None
 
 

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 
 
+def token_identity(folder: Path = FOLDER) -> str:
+    """Identity of the tokens, without loading the model."""
+    return str(_about(folder)["token_identity"])
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    about: dict[str, Any] = json.loads((folder / "model.json").read_text("utf-8"))
+    return about
+
+
 class JointModel:
     """Compresses pictures to tokens, and scores texts with them. Its graphs load on first use.
 
@@ -35,7 +45,7 @@ class JointModel:
     """
 
     def __init__(self, dim: int, threads: int, folder: Path = FOLDER) -> None:
-        about: dict[str, Any] = json.loads((folder / "model.json").read_text("utf-8"))
+        about = _about(folder)
         self.identity: str = about["identity"]
         self.token_identity: str = about["token_identity"]
         self._cells: int = about["cells"]
