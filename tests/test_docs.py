@@ -227,7 +227,7 @@ _JOINT = re.compile(r"<!-- joint: (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
 def _joint_tables(repository: Path) -> dict[str, str]:
-    """What docs/rerank.md, docs/quality.md and the model card show of `starter-joint`, made of the benchmark's result."""
+    """What the documents show of `starter-joint`, made of the benchmark's result."""
     result = json.loads((repository / "benchmarks" / "results" / "joint.json").read_text("utf-8"))
     gain, changed = [], []
     for name, figures in result["text to image"].items():
