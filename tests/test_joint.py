@@ -161,13 +161,16 @@ def test_an_index_without_tokens_gets_them_from_the_next_run(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(StarterEncoder, "token_identity", None, raising=False)
-        older.setattr("mmsearch.retrieval.encoders.as_token_encoder", lambda encoder: None)
+        older.setattr(StarterEncoder, "token_identity", None)
+        older.setattr("mmsearch.retrieval.encoders.models.token_identity", lambda name: None)
         with mmsearch.open(tmp_path / "index", model="starter") as index:
             index.add(pictures)
+    segments = tmp_path / "index" / "segments"
+    assert not list(segments.glob("tokens-*"))
     with mmsearch.open(tmp_path / "index") as index:
         before = index.search(QUERY, k=6, modality="image", rerank="starter-joint")
         index.add()
+        assert len(list(segments.glob("tokens-*"))) == 1
         after = index.search(QUERY, k=6, modality="image", rerank="starter-joint")
     assert [hit.item_id for hit in after] == [hit.item_id for hit in before]
 

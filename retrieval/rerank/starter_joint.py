@@ -41,7 +41,7 @@ class StarterJointReranker:
     def __init__(self, threads: int | None = None, encoder: StarterEncoder | None = None) -> None:
         self._encoder = encoder or StarterEncoder(threads)
         self.identity = f"{self._encoder.joint.identity}/{self._encoder.identity}"
-        self.token_identity = self._encoder.token_identity
+        self.token_identity = self._encoder.joint.token_identity
         self._latest: tuple[str, NDArray[np.float32], NDArray[np.float32]] | None = None
         self._lock = threading.Lock()
 

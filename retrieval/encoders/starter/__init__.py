@@ -105,9 +105,6 @@ class StarterEncoder:
         self.batch_size = 32
         self._threads = threads or usable_cpus()
         self._folder = folder
-        self.joint = JointModel(self.dim, self._threads, folder / "joint")
-        self.token_identity = self.joint.token_identity
-        self.token_shape = self.joint.shape
         self._loading = threading.Lock()
         self._towers: dict[str, onnxruntime.InferenceSession] = {}
 
@@ -115,6 +112,21 @@ class StarterEncoder:
     def weights(self) -> Weights:
         """The weights file, memory-mapped."""
         return Weights(self._folder / "weights.safetensors")
+
+    @cached_property
+    def joint(self) -> JointModel:
+        """The joint model beside it."""
+        return JointModel(self.dim, self._threads, self._folder / "joint")
+
+    @property
+    def token_identity(self) -> str | None:
+        """That of the joint model; None for a bundle without one, which makes no tokens."""
+        return self.joint.token_identity if (self._folder / "joint").is_dir() else None
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(rows, width) of what `encode_image_tokens` gives of a picture."""
+        return self.joint.shape
 
     @cached_property
     def tokenizer(self) -> UnigramTokenizer:
