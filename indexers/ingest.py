@@ -21,12 +21,13 @@ from mmsearch.indexers.merging import Merging
 from mmsearch.indexers.probing import keep_probes
 from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file, read_row
 from mmsearch.indexers.rowsources import RowRef
+from mmsearch.indexers.tokens import Encode, Encoded, picture_encoder, text_encoder
+from mmsearch.retrieval.encoders import as_token_encoder
 from mmsearch.retrieval.errors import ModelMismatch
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from mmsearch.retrieval.encoders import Encoder
@@ -43,12 +44,15 @@ _COMMITS_PER_MERGE = 16
 process may hold a few hundred files open."""
 _TEXT_BATCH = 64
 
-Stage = Literal["scan", "load", "index", "merge"]
+Stage = Literal["scan", "load", "index", "tokens", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: `done` of `total` files in this stage (None while unknown), `failed` so far."""
+    """How far a run is: `done` of `total` files in this stage (None while unknown), `failed` so far.
+
+    The stage `tokens` counts pictures that were embedded without tokens.
+    """
 
     stage: Stage
     done: int
@@ -107,6 +111,7 @@ class Ingest:
         failures: files that failed in this run, and whatever the caller adds.
         gone: uris by root that a completed scan did not find; a file that turns up elsewhere is taken out.
         covered: uris by root that are found under another root from now on.
+        threads: how many files are read and decoded at a time.
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class Ingest:
         self._writer = writer
         self._get_encoder = get_encoder
         self._interrupt = interrupt
-        self._threads = threads or min(16, max(2, os.cpu_count() or 1))
+        self.threads = threads or min(16, max(2, os.cpu_count() or 1))
         self._commit_seconds = commit_seconds
         self._observer = observer
 
@@ -139,6 +144,7 @@ class Ingest:
         self._total: int | None = None
         self._last_commit = time.monotonic()
         self._rows = 0
+        self._unmerged = 0  # commits with vectors or tokens
         self._merging = Merging(self._writer)
         self._bytes_ahead = 0
         self._pictures: deque[_Picture] = deque()
@@ -157,7 +163,7 @@ class Ingest:
             return
         self._total = self._done + len(jobs)
         self.tell("index", self._done, self._total)
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mmsearch-decode")
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mmsearch-decode")
         try:
             self._work(jobs, pool)
         finally:
@@ -177,6 +183,38 @@ class Ingest:
         self._rows = 0
         self._last_commit = time.monotonic()
 
+    def _step(self) -> None:
+        """Between two batches: commits every few seconds, and merges every few commits."""
+        if self._rows >= _ROWS_PER_COMMIT or time.monotonic() - self._last_commit > self._commit_seconds:
+            self._unmerged += self._rows > 0
+            self.commit()
+            if self._unmerged == _COMMITS_PER_MERGE:
+                self.merge()
+                self._unmerged = 0
+
+    def add_tokens(self, keys: Sequence[bytes], encode: Callable[[], Encoded]) -> None:
+        """Keeps the tokens of pictures that have embeddings already."""
+        try:
+            encoded = encode()
+        except Exception:
+            self.commit()
+            raise
+        good = [i for i, total in enumerate(encoded.rows.sum(axis=1).tolist()) if math.isfinite(total)]
+        self._keep_tokens([keys[i] for i in good], encoded, good)
+        self._rows += len(good)
+        self._counts["tokens"] += len(good)
+        self._step()
+
+    def _keep_tokens(self, keys: Sequence[bytes], encoded: Encoded, good: Sequence[int]) -> None:
+        if encoded.tokens is not None:
+            self._writer.embed_tokens(keys, encoded.tokens[good], identity=encoded.token_identity)
+
+    @property
+    def token_identity(self) -> str | None:
+        """That of the encoder, if it is loaded and makes tokens."""
+        encoder = None if self._encoder is None else as_token_encoder(self._encoder)
+        return None if encoder is None else encoder.token_identity
+
     def merge(self) -> None:
         """Merges small segments, where that works."""
         self._merging.merge()
@@ -189,10 +227,9 @@ class Ingest:
     def _work(self, jobs: deque[Job], pool: ThreadPoolExecutor) -> None:
         """Keeps two batches of pictures decoded or decoding, so that the encoder never waits for a thread."""
         reads: deque[tuple[Job, Future[ReadFile]]] = deque()
-        unmerged = 0  # commits with vectors
         while jobs or reads or self._pictures or self._texts:
             self._interrupt.check()
-            while jobs and len(reads) < self._batch + self._threads and self._may_read(jobs[0]):
+            while jobs and len(reads) < self._batch + self.threads and self._may_read(jobs[0]):
                 job = jobs.popleft()
                 self._bytes_ahead += job.bytes
                 reads.append((job, pool.submit(_read, job.ref, self._store.max_tokens)))
@@ -202,12 +239,7 @@ class Ingest:
                 self._encode_pictures()
             if len(self._new_chunks) >= _TEXT_BATCH or not (jobs or reads or self._pictures):
                 self._encode_texts()
-            if self._rows >= _ROWS_PER_COMMIT or time.monotonic() - self._last_commit > self._commit_seconds:
-                unmerged += self._rows > 0
-                self.commit()
-                if unmerged == _COMMITS_PER_MERGE:
-                    self.merge()
-                    unmerged = 0
+            self._step()
             self.tell("index", self._done, self._total)
 
     def _may_read(self, job: Job) -> bool:
@@ -276,7 +308,7 @@ class Ingest:
         if stored and records:
             self._add_picture(job, emptied, records[0].metadata, copy=True)
             return False
-        decoded = pool.submit(decode_image, file, None if stored else self._load_encoder())
+        decoded = pool.submit(decode_image, file, None if stored else self.load_encoder())
         picture = _Picture(key, decoded, stored, job.bytes, [(job, emptied)])
         self._pictures.append(picture)
         self._by_hash[key] = picture
@@ -300,7 +332,7 @@ class Ingest:
             if decoded.array is not None:
                 fresh.append(picture.key)
                 arrays.append(decoded.array)
-        unusable = self._embed("image", fresh, self._load_encoder().encode_images, arrays) if arrays else set()
+        unusable = self._embed("image", fresh, picture_encoder(self.load_encoder()), arrays) if arrays else set()
         for picture, metadata in ready:
             for number, (job, file) in enumerate(picture.files):
                 if picture.key in unusable:
@@ -327,13 +359,13 @@ class Ingest:
         """Encodes all chunks that wait, adds their texts."""
         if not self._texts:
             return
-        encoder = self._load_encoder()
+        encode = text_encoder(self.load_encoder())
         waiting = sorted(self._new_chunks.items(), key=lambda pair: len(pair[1]))  # equal lengths: less padding
         unusable: set[bytes] = set()
         for start in range(0, len(waiting), _TEXT_BATCH):
             batch = waiting[start : start + _TEXT_BATCH]
             keys = [key for key, _ in batch]
-            unusable |= self._embed("text", keys, encoder.encode_texts, [text for _, text in batch])
+            unusable |= self._embed("text", keys, encode, [text for _, text in batch])
         texts, self._texts, self._new_chunks = self._texts, [], {}
         for text in texts:
             if unusable.isdisjoint(text.keys):
@@ -360,16 +392,17 @@ class Ingest:
         self,
         space: Modality,
         keys: Sequence[bytes],
-        encode: Callable[[Sequence[Any]], NDArray[np.float32]],
+        encode: Encode,
         inputs: Sequence[Any],
     ) -> set[bytes]:
         """Encodes and stores new content; returns the keys whose rows are not finite and were not stored."""
-        encoder = self._load_encoder()
+        encoder = self.load_encoder()
         try:
-            rows = encode(inputs)
+            encoded = encode(inputs)
         except Exception:
             self.commit()  # what was added before this batch is whole
             raise
+        rows = encoded.rows
         good = [i for i, total in enumerate(rows.sum(axis=1).tolist()) if math.isfinite(total)]
         if len(good) < len(keys):
             rows = rows[good]
@@ -381,10 +414,12 @@ class Ingest:
             device=encoder.device,
             backend=encoder.backend,
         )
+        self._keep_tokens([keys[i] for i in good], encoded, good)
         self._rows += len(good)
         return set(keys).difference(keys[i] for i in good)
 
-    def _load_encoder(self) -> Encoder:
+    def load_encoder(self) -> Encoder:
+        """The encoder of the index, loaded when it is first needed."""
         if self._encoder is None:
             self.tell("load", self._done, self._total)
             with self._interrupt.immediate():

@@ -1,8 +1,9 @@
 """An index run: what the sources found, embedded and committed.
 
 In this order: each source is scanned and compared with the catalog; new and changed files are read, looked up,
-decoded, encoded and added (`ingest`); what is gone is removed; small segments are merged. Commits come every few
-seconds, in long runs with merges between them, and whatever was committed stays, however the run ends.
+decoded, encoded and added (`ingest`); what is gone is removed; pictures that lack tokens are read again (`tokens`);
+small segments are merged. Commits come every few seconds, in long runs with merges between them, and whatever was
+committed stays, however the run ends.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mmsearch.indexers.patterns import Filter
 from mmsearch.indexers.rescan import AbsentRoot
 from mmsearch.indexers.rowsources import ManifestSource
 from mmsearch.indexers.sources import FileSource, FolderSource
+from mmsearch.indexers.tokens import MissingTokens
 from mmsearch.retrieval.types import ItemRef, Report, Root
 from mmsearch.retrieval.uris import path_to_uri
 
@@ -49,6 +51,7 @@ class RunOptions(TypedDict, total=False):
     observer: Observer | None
     complete: bool
     take_back: Sequence[tuple[str, str]]
+    token_identity: str | None
 
 
 def index_source(
@@ -70,6 +73,7 @@ def index_sources(
     observer: Observer | None = None,
     complete: bool = False,
     take_back: Sequence[tuple[str, str]] = (),
+    token_identity: str | None = None,
 ) -> Report:
     """Brings the index up to date with several sources.
 
@@ -89,6 +93,8 @@ def index_sources(
         complete: the sources are all there are; vectors of a lost catalog that still wait for their content then go,
             unless a program gave rows, which no scan finds.
         take_back: (root, uri) of what was taken out of the index and is wanted again.
+        token_identity: of the tokens that the encoder makes, where that is known without loading it. Without it,
+            only runs that load the encoder anyway see to pictures that lack tokens.
 
     Raises:
         IndexLocked: somebody else is writing.
@@ -140,6 +146,11 @@ def index_sources(
             if complete and not kept and all(_is_seen(source) for source in scanned) and not _has_given_rows(store):
                 writer.forget_salvaged()
             ingest.commit()
+            wanted = token_identity or ingest.token_identity
+            roots = token_roots(scanned, complete=complete)
+            if wanted is not None and (roots is None or roots):
+                MissingTokens(store, writer, ingest, interrupt, wanted, roots, ingest.threads).make()
+                ingest.commit()
             ingest.tell("merge", 0, None)
             ingest.merge()
         except Stopped:
@@ -213,6 +224,13 @@ def _is_whole(source: AnySource) -> bool:
     return isinstance(source, FolderSource) and not source.start and source.filter.glob is None
 
 
+def token_roots(sources: Sequence[AnySource], *, complete: bool) -> list[Path] | None:
+    """The folders in which a run sees to pictures that lack tokens; None for all folders, where it scans them all."""
+    if complete:
+        return None
+    return [source.root.path for source in sources if _is_whole(source) and source.root.kind == "folder"]
+
+
 def _has_given_rows(store: LocalStore) -> bool:
     return any(root.kind == "rows" for root in store.info().roots)
 
@@ -269,6 +287,7 @@ def _report(
         model=store.model,
         interrupted=interrupted,
         kept=kept,
+        tokens=counts["tokens"],
     )
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmsearch.indexers.pipeline import AnySource, token_roots
 from mmsearch.indexers.readahead import decode_image, read_file
+from mmsearch.indexers.tokens import tokenless, unchanged_files
 from mmsearch.retrieval.types import ItemRef
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmsearch.indexers.pipeline import AnySource
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.store.local import LocalStore
 
@@ -31,6 +33,7 @@ class RunEstimate:
         unchanged: would be left alone.
         missing: would leave the index, unless their root looks unmounted.
         failed: failed before and would not be tried again without retry.
+        tokens: pictures that were indexed before and would be read again for the tokens that they lack.
         bytes: to read.
         seconds: rough time, from timing a few of the files; None if the model is not here yet.
     """
@@ -40,13 +43,19 @@ class RunEstimate:
     unchanged: int = 0
     missing: int = 0
     failed: int = 0
+    tokens: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     bytes: int = 0
     seconds: float | None = None
 
 
 def estimate_run(
-    sources: Sequence[AnySource], store: LocalStore | None, encoder: Callable[[], Encoder | None]
+    sources: Sequence[AnySource],
+    store: LocalStore | None,
+    encoder: Callable[[], Encoder | None],
+    *,
+    complete: bool = False,
+    token_identity: str | None = None,
 ) -> RunEstimate:
     """Scans and compares, reads only a small sample of files, writes nothing.
 
@@ -54,6 +63,8 @@ def estimate_run(
         sources: what would be indexed.
         store: the index, or None if there is none yet.
         encoder: the encoder that would be used, or None if it cannot be had without a download.
+        complete: as `index_sources`.
+        token_identity: as `index_sources`.
     """
     work: list[ItemRef] = []
     skipped: Counter[str] = Counter()
@@ -72,16 +83,30 @@ def estimate_run(
             missing += len(diff.missing)
             failed += len(diff.failed)
         skipped.update(source.skipped)
+    again: list[ItemRef] = []
+    if store is not None and token_identity is not None:
+        again = _without_tokens(store, token_identity, token_roots(sources, complete=complete))
+        work += again
     return RunEstimate(
         new=new,
         changed=changed,
         unchanged=unchanged,
         missing=missing,
         failed=failed,
+        tokens=len(again),
         skipped=dict(sorted(skipped.items())),
         bytes=sum(ref.stamp.size for ref in work),
         seconds=_seconds(work, encoder) if work else 0.0,
     )
+
+
+def _without_tokens(store: LocalStore, identity: str, roots: Collection[Path] | None) -> list[ItemRef]:
+    """A file of each picture that lacks tokens and would get them."""
+    if roots is not None and not roots:
+        return []
+    with store.snapshot() as snapshot:
+        pictures = tokenless(snapshot, snapshot.without_tokens(identity).tolist(), roots)
+        return [ref for picture in pictures for ref in list(unchanged_files(picture))[:1]]
 
 
 def _seconds(work: Sequence[ItemRef], get_encoder: Callable[[], Encoder | None]) -> float | None:

@@ -21,6 +21,7 @@ from mmsearch.indexers.ingest import Observer, Progress, text_key
 from mmsearch.indexers.interrupt import Interrupt, Stopped
 from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file
 from mmsearch.indexers.staging import Staging
+from mmsearch.indexers.tokens import picture_encoder, text_encoder
 from mmsearch.retrieval.errors import IndexUnusable
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.store.diagnosis import counted
@@ -178,7 +179,7 @@ def _embed_pieces(staging: Staging, pieces: Sequence[NewItem]) -> set[bytes]:
     wanted = sorted(texts.keys() - known, key=lambda key: (len(texts[key]), key))  # equal lengths: less padding
     for start in range(0, len(wanted), _TEXT_BATCH):
         batch = wanted[start : start + _TEXT_BATCH]
-        staging.embed("text", batch, staging.encoder.encode_texts, [texts[key] for key in batch])
+        staging.embed("text", batch, text_encoder(staging.encoder), [texts[key] for key in batch])
         staging.step()
     return set(wanted)
 
@@ -324,7 +325,8 @@ class Pictures:
                 ready.append((picture, decoded.array))
         if ready:
             hashes = [picture.content_hash for picture, _ in ready]
-            self._staging.embed("image", hashes, self._staging.encoder.encode_images, [array for _, array in ready])
+            encode = picture_encoder(self._staging.encoder)
+            self._staging.embed("image", hashes, encode, [array for _, array in ready])
         for picture, _ in ready:
             if picture.content_hash in self._staging.unusable:
                 self._miss(picture, _NO_VECTOR)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmsearch.indexers.chunks import chunk_chars
@@ -14,12 +14,10 @@ from mmsearch.indexers.ingest import Observer, Progress, Stage
 from mmsearch.indexers.interrupt import Interrupt
 from mmsearch.indexers.merging import Merging
 from mmsearch.indexers.probing import keep_probes
+from mmsearch.indexers.tokens import Encode
 from mmsearch.retrieval.types import Modality
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mmsearch.retrieval.encoders import Encoder
     from mmsearch.retrieval.store import LocalStore, Writer
 
@@ -149,15 +147,16 @@ class Staging:
         self,
         space: Modality,
         keys: Sequence[bytes],
-        encode: Callable[[Sequence[Any]], NDArray[np.float32]],
+        encode: Encode,
         inputs: Sequence[Any],
     ) -> None:
         """Encodes content and stages its vectors; notes in `unusable` what has no finite one."""
         try:
-            rows = encode(inputs)
+            encoded = encode(inputs)
         except Exception:
             self.commit()  # what was staged before this batch is whole
             raise
+        rows = encoded.rows
         good = [i for i, total in enumerate(rows.sum(axis=1).tolist()) if math.isfinite(total)]
         self.unusable.update(keys[i] for i in set(range(len(keys))).difference(good))
         self._writer.embed(
@@ -169,6 +168,10 @@ class Staging:
             backend=self.encoder.backend,
             model_id=self.model_id,
         )
+        if encoded.tokens is not None:
+            self._writer.embed_tokens(
+                [keys[i] for i in good], encoded.tokens[good], identity=encoded.token_identity, model_id=self.model_id
+            )
         self._rows += len(good)
         self.embedded += len(good)
 

@@ -57,7 +57,7 @@ def joined(reports: Sequence[Report]) -> Report:
     for report in reports:
         for kind, count in report.skipped.items():
             skipped[kind] = skipped.get(kind, 0) + count
-    counted = ("added", "updated", "moved", "copied", "removed", "unchanged", "kept", "seconds")
+    counted = ("added", "updated", "moved", "copied", "removed", "unchanged", "kept", "tokens", "seconds")
     return Report(
         **{name: sum(getattr(report, name) for report in reports) for name in counted},
         skipped=skipped,

@@ -51,8 +51,11 @@ def evaluate(
     models: Sequence[str] = (),
     index: str | os.PathLike[str] | None = None,
     modes: Sequence[str] = (),
+    rerankers: Sequence[str] = (),
+    rerank_depth: int = 50,
     options: Mapping[str, Any] | None = None,
     depth: int = 100,
+    sample: int | None = None,
     run: str | os.PathLike[str] | None = None,
     compare: str | os.PathLike[str] | None = None,
     plot: str | os.PathLike[str] | None = None,
@@ -80,8 +83,11 @@ def evaluate(
         models: names of models; the first is compared with the others. By default the model of the index, else `auto`.
         index: an index folder. Its vectors are used for pictures that it has with the same model.
         modes: `dense`, `lexical`, `hybrid`: search the index in each of these modes.
+        rerankers: each is compared with the same search without it.
+        rerank_depth: how many of the first hits a reranker orders.
         options: further arguments of `Index.search`, such as `where` or `fusion`.
         depth: how many hits a search is asked for, and how many a run file keeps.
+        sample: ask a search only so many queries, drawn at random, the same ones every time.
         run: file to write the answers to, as a TREC run; one system only.
         compare: a TREC run to compare with.
         plot: file to draw success@k to: .png, .svg or .pdf.
@@ -109,6 +115,9 @@ def evaluate(
         models=tuple(dict.fromkeys(models)),
         index=None if index is None else Path(os.path.abspath(os.path.expanduser(index))),
         modes=tuple(dict.fromkeys(modes)) or ((None,) if qrels is not None else ()),
+        rerankers=tuple(dict.fromkeys(rerankers)),
+        rerank_depth=rerank_depth,
+        sample=sample,
         options=dict(options or {}),
         depth=depth,
         run=None if run is None else Path(run),
@@ -159,6 +168,9 @@ class _Asked:
     models: tuple[str, ...]
     index: Path | None
     modes: tuple[str | None, ...]
+    rerankers: tuple[str, ...]
+    rerank_depth: int
+    sample: int | None
     options: Mapping[str, Any]
     depth: int
     run: Path | None
@@ -169,6 +181,13 @@ class _Asked:
         """Raises where options do not go together, before anything takes long."""
         if self.depth < 1:
             raise UsageError(f"the depth must be 1 or more, not {self.depth}")
+        if self.sample is not None and self.sample < 1:
+            raise UsageError(f"a sample has 1 query or more, not {self.sample}")
+        if (self.rerankers or self.sample is not None) and not self.modes:
+            what = (
+                "a reranker orders what a search has found" if self.rerankers else "a sample is of a search's queries"
+            )
+            raise UsageError(f"{what}: add --index DIR and a mode, as in --mode dense")
         for mode in self.modes:
             if mode is not None and mode not in get_args(Mode):
                 raise UsageError(f"mode {mode!r} is none of {', '.join(get_args(Mode))}")
@@ -180,8 +199,8 @@ class _Asked:
             raise UsageError(
                 f"{', '.join(self.options)} is about the search of an index: add a mode, as in --mode hybrid"
             )
-        if self.run is not None and max(len(self.models), len(self.modes)) > 1:
-            raise UsageError("a run holds the answers of one system: name one model or one mode")
+        if self.run is not None and (self.rerankers or max(len(self.models), len(self.modes)) > 1):
+            raise UsageError("a run holds the answers of one system: name one model or one mode, and no reranker")
         for path in (self.run, self.plot):
             if path is not None and not path.absolute().parent.is_dir():
                 raise PathNotFound(f"there is no folder {path.absolute().parent} to write {path.name} to")
@@ -273,30 +292,35 @@ class _Evaluation:
         from mmsearch.retrieval.evaluate.report import EvalReport, System
         from mmsearch.retrieval.evaluate.topics import search_topics
 
+        topics, every = topics.sampled(self._asked.sample), len(topics.queries)
         systems = []
         first: Answers | None = None
         notices: dict[str, None] = {}
+        ways = [(mode, reranker) for mode in self._asked.modes for reranker in (None, *self._asked.rerankers)]
         with Index(self._asked.index, **self._loading, download=self._download) as opened:
             model = opened.info().model
-            for mode in self._asked.modes:
-                began = time.monotonic()
+            for mode, reranker in ways:
                 options = {**self._asked.options, **({"mode": mode} if mode is not None else {})}
+                if reranker is not None:
+                    options |= {"rerank": reranker, "depth": self._asked.rerank_depth}
+                began = time.monotonic()
                 ranked, said = search_topics(
                     topics, opened.search, depth=self._asked.depth, options=options, progress=self._progress
                 )
                 notices.update(dict.fromkeys(said))
                 answers = answers_of_search(topics, ranked, direction)
                 first = first or answers
-                name = ", ".join(
-                    [model, mode or "search", *(f"{key} {value}" for key, value in self._asked.options.items())]
-                )
                 seconds = round(time.monotonic() - began, 3)
-                systems.append(System(name, model, mode, outcomes_of_answers(answers), 0, seconds))
+                asked = [f"{key} {value}" for key, value in self._asked.options.items()]
+                name = ", ".join([model, mode or "search", *asked, *([reranker] if reranker else [])])
+                outcomes = outcomes_of_answers(answers)
+                systems.append(System(name, model, mode, outcomes, 0, seconds, rerank=reranker))
         report = EvalReport(
             source,
             tuple(systems),
             unknown=topics.unknown,
             unanswered=topics.left_out,
+            sampled_from=every if len(topics.queries) < every else 0,
             notices=tuple(notices),
         )
         return self._finished(report, first)

@@ -234,6 +234,7 @@ class Index:
     def _run(self, sources: Sequence[AnySource], **options: Unpack[RunOptions]) -> Report:
         """An index run; makes the index if there is none and something was found."""
         from mmsearch.indexers.pipeline import index_sources
+        from mmsearch.retrieval.encoders.models import token_identity
 
         store = self._store()
         if store is None:
@@ -252,6 +253,7 @@ class Index:
             self._encoders.keep(store.model, encoder)
         model = store.model
         options["threads"] = self._threads
+        options["token_identity"] = token_identity(model)
         return index_sources(sources, store, lambda: self._encoders.get(model), **options)
 
     def _rows_source(self, rows: Sequence[Row | BadRow]) -> RowsSource:
@@ -444,6 +446,7 @@ class Index:
         """What `add` would do and about how long it would take; changes nothing and downloads nothing."""
         from mmsearch.indexers.manifests import Columns
         from mmsearch.indexers.plan import estimate_run
+        from mmsearch.retrieval.encoders.models import token_identity
 
         columns = Columns(text=text_column, image=image_column, id=id_column)
         store = self._store()
@@ -459,7 +462,8 @@ class Index:
             except MMSearchError:
                 return None
 
-        return estimate_run(sources, store, encoder)
+        complete = not paths and not (include or exclude)
+        return estimate_run(sources, store, encoder, complete=complete, token_identity=token_identity(model))
 
     def search(
         self,

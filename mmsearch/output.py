@@ -92,6 +92,7 @@ def _is_unsafe(char: str) -> bool:
 def report_lines(report: Report) -> list[str]:
     """A finished run in a few lines for a person."""
     counts = {name: getattr(report, name) for name in ("added", "updated", "moved", "copied", "removed", "unchanged")}
+    counts["given tokens"] = report.tokens
     done = ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
     done = done or ("nothing to do" if report.items or report.failed else "no pictures or texts found")
     lines = [f"{done}; {counted(report.items, 'item')} in the index; {_duration(report.seconds)}"]
@@ -115,9 +116,10 @@ def estimate_lines(estimate: RunEstimate) -> list[str]:
         (estimate.unchanged, "unchanged"),
         (estimate.missing, "gone"),
         (estimate.failed, "failed before"),
+        (estimate.tokens, "without tokens"),
     )
     found = ", ".join(f"{number:,} {name}" for number, name in counts if number) or "no files"
-    work = estimate.new + estimate.changed
+    work = estimate.new + estimate.changed + estimate.tokens
     if not work:
         return [f"{found}; nothing to index"]
     how_long = "unknown until the model is here" if estimate.seconds is None else _duration(estimate.seconds)

@@ -30,6 +30,7 @@ _WORDS: dict[Stage, str] = {
     "scan": "looking for files",
     "load": "loading the model",
     "index": "indexing",
+    "tokens": "reading pictures again for reranking",
     "merge": "tidying up",
 }
 _SECONDS_BETWEEN = 0.1

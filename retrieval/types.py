@@ -434,6 +434,7 @@ class Report:
         seconds: wall-clock time of the run.
         interrupted: True when Ctrl-C ended it early; everything counted here is committed.
         kept: uris not found by the scan and kept all the same, because their root looks unmounted.
+        tokens: pictures of earlier runs that got the tokens which a reranker reads.
     """
 
     added: int = 0
@@ -449,6 +450,7 @@ class Report:
     model: str = ""
     interrupted: bool = False
     kept: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,22 @@ from typing import Any
 from unittest import mock
 
 from PIL import Image
-from store_kit import OTHER, add, change, content_of, enrich, make, prepare, reindex
+from store_kit import (
+    OTHER,
+    TOKENS,
+    add,
+    add_tokens,
+    change,
+    content_of,
+    enrich,
+    enrich_with_tokens,
+    make,
+    prepare,
+    reindex,
+    tokens_in,
+)
 
-from mmsearch.indexers import ingest
+from mmsearch.indexers import ingest, tokens
 from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import index_sources
 from mmsearch.indexers.rescan import rescan_sources
@@ -28,10 +41,11 @@ from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.store import LocalStore, is_index, layout
 
 Steps = Callable[[str], None]
+_SHAPE = (2, 3)
 State = dict[str, Any] | None
 """All that readers can see of an index, as JSON can hold it; None where there is no index."""
 
-PUBLISHED = ("create:done", "commit:done", "merge:unlink", "switch:unlink")
+PUBLISHED = ("create:done", "commit:done", "merge:unlink", "switch:unlink", "tokens:unlink")
 """The steps that come right after something was published, and is on the medium."""
 
 
@@ -65,6 +79,8 @@ def state_of(index: Path) -> State:
         connection.close()
     store = LocalStore.open(index)
     info = store.info()
+    made = FakeEncoder(tokens=_SHAPE).token_identity
+    having = {identity: tokens_in(store, identity) for identity in (TOKENS, "other-tokens", str(made))}
     with store.snapshot() as snapshot:
         records = {record.item_id: record.uri for record in snapshot.all_items()}
         tags = {records[item_id]: tags for item_id, tags in snapshot.tags(list(records)).items()}
@@ -73,6 +89,7 @@ def state_of(index: Path) -> State:
         "model": store.identity,
         "items": {uri: sorted(items, key=repr) for uri, items in sorted(content_of(store).items())},
         "tags": dict(sorted(tags.items())),
+        "tokens": {identity: rows for identity, rows in having.items() if any(rows.values())},
         "failed": [os.path.basename(failure.path) for failure in info.failed],
     }
     plain: dict[str, Any] = json.loads(json.dumps(state))
@@ -147,6 +164,34 @@ def _switch(index: Path, steps: Steps) -> None:
             reindex(store, writer)
 
 
+def _tokened(place: Path, shared: Path) -> None:
+    """Tokens in several files, of a removed picture too, and pictures that have none."""
+    store = prepare(place / "index")
+    enrich(store)
+    enrich_with_tokens(store)
+    with store.writer() as writer:
+        for number in range(3):
+            add(writer, place, f"{number}.jpg", f"picture {number}")
+            if number:
+                add_tokens(writer, f"picture {number}")
+            writer.commit()
+        writer.remove(str(place), ["c.jpg"])
+        writer.commit()
+
+
+def _tokens(index: Path, steps: Steps) -> None:
+    """New pictures with tokens, and tokens for an old one; a merge; then tokens of a new kind take their place."""
+    store = LocalStore.open(index, steps=steps)
+    with store.writer() as writer:
+        add(writer, index.parent, "new.jpg", "new")
+        add_tokens(writer, "new", "picture 0")
+        writer.commit()
+        writer.merge()
+        writer.drop_other_tokens("other-tokens")
+        add_tokens(writer, "a", "new", identity="other-tokens")
+        writer.commit()
+
+
 def _old(place: Path, shared: Path) -> None:
     shutil.copytree(Path(__file__).parent / "samples" / "format-1", place / "index")
 
@@ -197,9 +242,21 @@ def _pictures(place: Path, shared: Path) -> None:
 
 
 def _update(index: Path, steps: Steps) -> None:
+    """By an encoder that makes tokens since then: they are made of the pictures that stayed, too."""
     store = LocalStore.open(index, steps=steps)
-    with mock.patch.object(ingest, "ThreadPoolExecutor", _AtOnce):
-        index_sources(rescan_sources(store), store, lambda: FakeEncoder(batch_size=2), commit_seconds=0.0)
+    encoder = FakeEncoder(batch_size=2, tokens=_SHAPE)
+    with (
+        mock.patch.object(ingest, "ThreadPoolExecutor", _AtOnce),
+        mock.patch.object(tokens, "ThreadPoolExecutor", _AtOnce),
+    ):
+        index_sources(
+            rescan_sources(store),
+            store,
+            lambda: encoder,
+            commit_seconds=0.0,
+            complete=True,
+            token_identity=encoder.token_identity,
+        )
 
 
 SCENARIOS = {
@@ -210,6 +267,7 @@ SCENARIOS = {
     "remove": Scenario(_rich, _remove),
     "tag": Scenario(_rich, _tag),
     "switch": Scenario(_rich, _switch),
+    "tokens": Scenario(_tokened, _tokens),
     "migrate": Scenario(_old, _migrate),
     "index": Scenario(_pictures, _update),
 }

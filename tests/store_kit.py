@@ -30,6 +30,8 @@ OTHER: dict[str, Any] = {"name": "other", "identity": "other-1", "dim": DIM + 2,
 THIRD: dict[str, Any] = {"name": "third", "identity": "third-1", "dim": 3, "max_tokens": None}
 """Models to change between; `OTHER` reads two characters of a text."""
 ROWS = Root(Path(layout.ROWS), 0, kind="rows")
+TOKENS = "tokens-of-fake"
+"""Identity of tokens."""
 
 
 def key(content: str) -> bytes:
@@ -314,6 +316,47 @@ def enrich(store: LocalStore) -> None:
         model_id = writer.stage(**OTHER)
         row = other_vector(key("a"))[None]
         writer.embed("image", [key("a")], row, model_id=model_id, **PRECISION)
+        writer.commit()
+
+
+def tokens_of(content_key: bytes, identity: str = TOKENS, shape: tuple[int, int] = (2, 3)) -> NDArray[np.int8]:
+    """The tokens of a content by some encoder: any numbers of 8 bits."""
+    drawn = hashlib.shake_128(identity.encode() + content_key).digest(shape[0] * shape[1])
+    return np.frombuffer(drawn, np.int8).reshape(shape)
+
+
+def add_tokens(writer: Writer, *contents: str, identity: str = TOKENS, model_id: int | None = None) -> None:
+    """Gives tokens to pictures that have embeddings."""
+    keys = [key(content) for content in contents]
+    rows = np.stack([tokens_of(one, identity) for one in keys])
+    writer.embed_tokens(keys, rows, identity=identity, model_id=model_id)
+
+
+def tokens_in(store: LocalStore, identity: str = TOKENS) -> dict[str, list[list[int]] | None]:
+    """The tokens of every picture, by uri; None for those without."""
+    with store.snapshot() as snapshot:
+        ids = snapshot.item_ids("image")
+        records = snapshot.items(ids.tolist())
+        there, rows = snapshot.tokens(ids, identity)
+        return {
+            records[id_].uri: row.tolist() if here else None
+            for id_, here, row in zip(ids.tolist(), there.tolist(), rows, strict=True)
+        }
+
+
+def named_files(store: LocalStore) -> set[str]:
+    """The files of vectors and tokens that the catalog names."""
+    return {name for (name,) in sql(store, "SELECT filename FROM segments UNION ALL SELECT filename FROM tokens")}
+
+
+def enrich_with_tokens(store: LocalStore) -> None:
+    """Adds what came with format 4, some of it of an embedding that is gone, and of a model that is changed to."""
+    with store.writer() as writer:
+        add_tokens(writer, "a", "b", "c")
+        writer.commit()
+        add_tokens(writer, "named")
+        staged = next(id_ for id_ in writer.models() if id_ != writer.model_id)
+        add_tokens(writer, "a", identity="other-tokens", model_id=staged)
         writer.commit()
 
 

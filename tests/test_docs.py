@@ -221,3 +221,50 @@ def test_the_figures_of_fusion_are_those_of_the_benchmark(repository: Path, requ
         path.write_text(expected, "utf-8")
     assert {at[1] for at in _FIGURES.finditer(page)} == set(tables)
     assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"
+
+
+_JOINT = re.compile(r"<!-- joint: (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+
+
+def _joint_tables(repository: Path) -> dict[str, str]:
+    """What the documents show of `starter-joint`, made of the benchmark's result."""
+    result = json.loads((repository / "benchmarks" / "results" / "joint.json").read_text("utf-8"))
+    gain, changed = [], []
+    for name, figures in result["text to image"].items():
+        for measure, each in figures.items():
+            fitted = result["cross-fitted"].get(name, {}).get(measure)
+            of = fitted or each
+            interval = f"{_number(of['low'], signed=True)} to {_number(of['high'], signed=True)}"
+            after = _number(fitted["after"]) if fitted else "-"
+            differs = f"{_number(of['delta'], signed=True)} ({interval})"
+            gain.append([name, measure, _number(each["before"]), _number(each["after"]), after, differs])
+    for name, kinds in result["changed captions"].items():
+        for kind, each in kinds.items():
+            changed.append([name, kind, str(each["captions"]), _number(each["before"]), _number(each["after"])])
+    time = result["time"]
+    spent = (
+        f"A query takes {time['ms per query']:.0f} ms to rerank on two cores, its own reading included: "
+        f"{time['ms per candidate']:.1f} ms for a candidate, {time['points of success@1 per 100 ms']:.1f} points of "
+        f"success@1 for 100 ms (English). A picture takes {time['bytes per picture']:,} bytes.\n"
+    )
+    return {
+        "gain": _table(["captions", "measure", "before", "after", "cross-fitted", "difference"], gain),
+        "changed": _table(["captions", "what was changed", "pairs", "embeddings", "starter-joint"], changed),
+        "time": spent,
+    }
+
+
+@pytest.mark.parametrize(
+    "page", ["docs/rerank.md", "docs/quality.md", "retrieval/encoders/starter/joint/MODEL_CARD.md"]
+)
+def test_the_figures_of_the_bundled_reranker_are_those_of_the_benchmark(
+    repository: Path, request: pytest.FixtureRequest, page: str
+) -> None:
+    path = repository / page
+    tables = _joint_tables(repository)
+    text = path.read_text("utf-8")
+    expected = _JOINT.sub(lambda at: f"<!-- joint: {at[1]} -->\n{tables[at[1]]}<!-- end -->\n", text)
+    if request.config.getoption("--update-goldens"):
+        path.write_text(expected, "utf-8")
+    assert _JOINT.search(text)
+    assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"

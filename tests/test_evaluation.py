@@ -137,6 +137,10 @@ def test_bad_input_has_its_exit_code(run: Run, captions: Path, tmp_path: Path) -
     assert run("eval", captions, "--images", tmp_path / "nowhere").code == 2
     assert run("eval", captions, "--mode", "dense").code == 2
     assert run("eval", captions, "--where", "width > 3").code == 2
+    assert "add --index DIR and a mode" in run("eval", captions, "--rerank", "fake").err
+    assert run("eval", captions, "--sample", "3").code == 2
+    assert run("eval", captions, "--index", tmp_path, "--mode", "dense", "--sample", "0").code == 2
+    assert run("eval", captions, "--index", tmp_path, "--mode", "dense", "--rerank", "fake", "--run", "x").code == 2
     assert run("eval", captions, "--depth", "0").code == 2
     assert run("eval", captions, "--compare", tmp_path / "none.trec").code == 2
     assert run("eval", captions, "--run", tmp_path / "no" / "folder.trec").code == 2
@@ -187,6 +191,50 @@ def test_an_index_is_asked_through_its_search(run: Run, captions: Path, index: P
     assert (dense["mode"], dense["text_to_image"]["success@1"]) == ("dense", 1.0)
     assert lexical["text_to_image"]["success@1"] == 1.0  # by the names of the files
     assert {path.name: path.read_bytes() for path in index.iterdir() if path.suffix == ".sqlite"} == before
+
+
+def test_rerankers_are_compared_with_none(run: Run, captions: Path, index: Path) -> None:
+    _change(captions, lambda records: [record.update(captions=["square"]) for record in records[:2]])
+    asked = ("eval", captions, "--index", index, "--mode", "dense", "--rerank", "fake", "--language", "en")
+    (found,) = run(*asked, "--json").json
+    assert [(system["mode"], system["rerank"]) for system in found["systems"]] == [("dense", None), ("dense", "fake")]
+    assert all(system["ms_per_query"] > 0 for system in found["systems"])
+    (first, *_) = found["differences"]
+    assert (first["baseline"], first["system"]) == ("starter, dense", "starter, dense, fake")
+    assert 0 < first["p_randomisation"] <= 1
+    with mmsearch.open(index) as opened:
+        for mode in ("dense", "hybrid"):
+            report = mmsearch.evaluate(captions, index=index, modes=[mode], rerankers=["fake"], languages=["en"])
+            right = [
+                next(hit.uri for hit in opened.search(text, k=1, mode=mode, rerank="fake", modality="image")) == name
+                for name, text in (("red.png", "square"), ("green.png", "square"))
+            ]
+            outcome = report.systems[1].outcomes[0]
+            ranks = dict(zip(outcome.evaluated.ids, outcome.first_ranks, strict=True))
+            assert [ranks[f"{name}#en0"] == 1 for name in ("red.png", "green.png")] == right
+    said = run(*asked).err
+    assert "starter, dense, fake: " in said
+    assert "ms a query" in said
+
+
+def test_a_reranker_orders_as_many_as_it_is_told(captions: Path, index: Path) -> None:
+    plain = mmsearch.evaluate(captions, index=index, modes=["dense"])
+    one = mmsearch.evaluate(captions, index=index, modes=["dense"], rerankers=["fake"], rerank_depth=1)
+    assert [each.measures for each in one.systems[1].outcomes] == [each.measures for each in plain.systems[0].outcomes]
+
+
+def test_a_sample_is_always_the_same(run: Run, captions: Path, index: Path) -> None:
+    asked = ("eval", captions, "--index", index, "--mode", "dense", "--sample", "3", "--json")
+    first, second = (run(*asked).json[0] for _ in range(2))
+    assert (first["queries"], first["sampled_from"]) == (second["queries"], second["sampled_from"])
+    assert first["text_to_image"] == second["text_to_image"]
+    reports = [mmsearch.evaluate(captions, index=index, modes=["dense"], sample=3) for _ in range(2)]
+    ids = [[name for one in report.systems[0].outcomes for name in one.evaluated.ids] for report in reports]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 3
+    assert "a sample: 3 of " in run(*asked[:-1]).err
+    whole = mmsearch.evaluate(captions, index=index, modes=["dense"], sample=10_000)
+    assert whole.sampled_from == 0
 
 
 def test_options_of_a_search_pass_through(captions: Path, index: Path) -> None:

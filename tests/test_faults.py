@@ -20,7 +20,7 @@ import power
 import pytest
 from faults import Call, Kind, Mode, Server
 from scenarios import PUBLISHED, SCENARIOS, Scenario, State, quietly, state_of
-from store_kit import flaws, segment_files, sql
+from store_kit import flaws, named_files, segment_files
 
 from mmsearch.retrieval.store import LocalStore, is_index
 
@@ -122,7 +122,7 @@ def _sample(things: Sequence[_T], most: int | None) -> Sequence[_T]:
 
 
 def _orphans(store: LocalStore) -> set[str]:
-    return segment_files(store) - {name for (name,) in sql(store, "SELECT filename FROM segments")}
+    return segment_files(store) - named_files(store)
 
 
 def _check(case: Case, place: Path, allowed: Sequence[State]) -> None:
@@ -178,6 +178,9 @@ def test_every_call_is_seen(case: Callable[[str], Case]) -> None:
         r"RENAME image-\d+\.seg\.tmp",
         r"SYNC segments",
         r"UNLINK image-\d+\.seg",
+        r"SYNC tokens-\d+\.seg\.tmp",
+        r"RENAME tokens-\d+\.seg\.tmp",
+        r"UNLINK tokens-\d+\.seg",
         r"RENAME catalog\.sqlite\.new",
         r"SYNC index",
     ):

@@ -8,7 +8,23 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from store_kit import OTHER, add, content_of, flaws, key, make, other_vector, prepare, recut, ref, sql, stage, vector
+from store_kit import (
+    OTHER,
+    add,
+    content_of,
+    flaws,
+    key,
+    make,
+    other_vector,
+    prepare,
+    recut,
+    ref,
+    sql,
+    stage,
+    tokens_in,
+    tokens_of,
+    vector,
+)
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexLocked, IndexTooNew, IndexUnusable
 from mmsearch.retrieval.store import LocalStore, Snapshot, layout, migrations
@@ -59,8 +75,8 @@ CONTENT[2] = {
     ],
     "id=seven": [(None, "text", vector(key("seven")).tolist())],
 }
-CONTENT[3] = CONTENT[2]
-"""What the samples hold; see `prepare` and `enrich`."""
+CONTENT[3] = CONTENT[4] = CONTENT[2]
+"""What the samples hold; see `prepare`, `enrich` and `enrich_with_tokens`."""
 
 
 @pytest.fixture
@@ -99,18 +115,23 @@ def test_a_kept_index_opens(tmp_path: Path, number: int) -> None:
         assert (record.meta, record.id, record.owner) == (None, None, None)
         assert record.path == str(photos / "c.jpg")  # the root moved along with the index inside it
         info = snapshot.info()
-    assert (info.images, info.texts, info.segments) == ((3, 2, 3) if number == 1 else (4, 4, 5))
+    assert (info.images, info.texts, info.segments) == {1: (3, 2, 3), 4: (4, 4, 7)}.get(number, (4, 4, 5))
+    shown = ("a.jpg", "a-again.jpg", "c.jpg", "named.jpg")
+    contents = dict(zip(shown, ("a", "a", "c", "named"), strict=True))
+    tokens = {uri: tokens_of(key(contents[uri])).tolist() if number >= 4 else None for uri in shown[: info.images]}
+    assert tokens_in(store) == tokens
     found = sql(store, "SELECT rowid FROM words WHERE words MATCH 'two OR again' ORDER BY rowid")
     texts = sql(
         store, "SELECT item_id FROM items JOIN assets USING (asset_id) WHERE text = 'two' OR uri = 'a-again.jpg'"
     )
     assert found == texts and len(found) == 2
-    assert sql(store, "SELECT tag, relevance FROM tags") == ([("letter", 0.75)] if number == 3 else [])
+    assert sql(store, "SELECT tag, relevance FROM tags") == ([("letter", 0.75)] if number >= 3 else [])
     with store.writer() as writer:
         writer.remove(str(photos), ["a.jpg"])
         writer.commit()
         writer.merge()
     assert flaws(store) == []
+    assert tokens_in(store) == {uri: rows for uri, rows in tokens.items() if uri != "a.jpg"}
     make(tmp_path / "fresh")
     assert schema(store.path) == schema(tmp_path / "fresh")
 

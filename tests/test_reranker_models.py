@@ -77,7 +77,7 @@ def test_folders_are_named_from_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
         ("hf-hub:else", "write hf-hub:ORG/NAME"),
         ("hf-hub:a/b/c", "write hf-hub:ORG/NAME"),
         ("local-dir:", "local-dir:PATH"),
-        ("", "choose one of minilm, blip-itm, hf-hub:ORG/NAME, local-dir:PATH"),
+        ("", "choose one of starter-joint, minilm, blip-itm, hf-hub:ORG/NAME, local-dir:PATH"),
         ("open_clip:ViT-B-32/openai", "choose one of"),
     ],
 )
@@ -146,12 +146,14 @@ def test_what_is_no_reranker_is_refused(server: LocalHub, tmp_path: Path) -> Non
 
 def test_states_are_told(server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {one.name: (one.state, one.why) for one in list_rerankers(offline=True)} == {
+        "starter-joint": ("bundled", ""),
         "minilm": ("unavailable", "offline"),
         "blip-itm": ("unavailable", "offline"),
     }
-    assert {one.state for one in list_rerankers(refresh=True)} == {"downloadable"}
+    assert {one.state for one in list_rerankers(refresh=True)} == {"bundled", "downloadable"}
     load_reranker("minilm", device="cpu")
     assert {one.name: one.state for one in list_rerankers(offline=True)} == {
+        "starter-joint": "bundled",
         "minilm": "cached",
         "blip-itm": "unavailable",
     }
@@ -161,9 +163,9 @@ def test_states_are_told(server: LocalHub, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_models_command_lists_rerankers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [line.split("\t")[0] for line in run("models", "--offline").out.splitlines()]
-    assert names[-4:] == ["", "reranker", "minilm", "blip-itm"]
+    assert names[-5:] == ["", "reranker", "starter-joint", "minilm", "blip-itm"]
     listed = [one for one in run("models", "--offline", "--json").json if one.get("kind") == "reranker"]
-    assert [one["name"] for one in listed] == ["minilm", "blip-itm"]
+    assert [one["name"] for one in listed] == ["starter-joint", "minilm", "blip-itm"]
     assert {"state", "why", "repo", "reads", "languages", "licence", "download_bytes", "summary"} <= set(listed[0])
     monkeypatch.setattr("mmsearch.output.is_terminal", lambda stream: True)
     assert "blip-itm" in run("models", "--offline").out

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from store_kit import ROWS, add, make, prepare, sql
+from store_kit import ROWS, add, add_tokens, key, make, prepare, sql, tokens_of
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew
 from mmsearch.retrieval.store import segments
@@ -112,7 +112,7 @@ def decoders(repository: Path) -> dict[str, str]:
 
 def test_every_kind_of_file_has_a_decoder_of_two_lines(repository: Path) -> None:
     codes = decoders(repository)
-    assert list(codes) == ["A segment", "The catalog", "The lock"]
+    assert list(codes) == ["A segment", "Tokens", "The catalog", "The lock"]
     for code in codes.values():
         assert len([line for line in code.splitlines() if line and not line.startswith("import")]) == 2
 
@@ -125,6 +125,16 @@ def test_the_decoder_of_segments_works(tmp_path: Path, repository: Path, dtype: 
     names: dict[str, Any] = {"path": path}
     exec(decoders(repository)["A segment"], names)
     assert np.array_equal(names["rows"], rows.astype(dtype))
+
+
+def test_the_decoder_of_tokens_works(tmp_path: Path, repository: Path) -> None:
+    store = prepare(tmp_path / "index")
+    with store.writer() as writer:
+        add_tokens(writer, "c", "a")
+        writer.commit()
+    names: dict[str, Any] = {"path": store.path / "segments" / "tokens-000001.seg"}
+    exec(decoders(repository)["Tokens"], names)
+    assert np.array_equal(names["tokens"], [tokens_of(key("a")), tokens_of(key("c"))])
 
 
 def test_the_decoders_of_the_catalog_and_the_lock_work(tmp_path: Path, repository: Path) -> None:
@@ -159,8 +169,12 @@ def test_every_table_is_documented(tmp_path: Path, repository: Path) -> None:
 def test_every_header_field_is_documented(tmp_path: Path, repository: Path) -> None:
     text = (repository / "docs" / "storage.md").read_text(encoding="utf-8")
     store = prepare(tmp_path / "index")
+    with store.writer() as writer:
+        add_tokens(writer, "a")
+        writer.commit()
     header = Segment(store.path / "segments" / "image-000001.seg").header
-    for name in (*header, *header["roots"][0]):
+    tokens = Segment(store.path / "segments" / "tokens-000001.seg").header
+    for name in (*header, *header["roots"][0], *tokens):
         assert f"`{name}`" in text, name
 
 

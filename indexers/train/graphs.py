@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -40,8 +41,16 @@ def places(path: Path) -> Places:
     return header  # type: ignore[no-any-return]
 
 
-class _Graph:
-    """Collects nodes; `weight` names a tensor of the weights file, cast to float32 where it is float16."""
+class Output(NamedTuple):
+    """An output of a graph: the value that it is, its shape and its element type."""
+
+    value: str
+    shape: list[Any]
+    kind: int = TensorProto.FLOAT
+
+
+class Graph:
+    """Collects nodes."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -50,16 +59,19 @@ class _Graph:
         self._cast: dict[str, str] = {}
 
     def node(self, kind: str, *inputs: str, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """A node; the name of its output, or their names where it has several."""
         names = [f"{kind}_{len(self._nodes)}_{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(kind, list(inputs), names, domain=domain, **attributes))
         return names if outputs > 1 else names[0]
 
     def constant(self, value: NDArray[Any]) -> str:
+        """A value in the graph itself."""
         name = f"constant_{len(self._initializers)}"
         self._initializers[name] = onnx.numpy_helper.from_array(value, name)
         return name
 
     def weight(self, name: str) -> str:
+        """A tensor of the weights file, as float32."""
         if name not in self._initializers:
             place = self._places[name]
             tensor = onnx.TensorProto(name=name, data_type=_TYPES[place["dtype"]], dims=place["shape"])
@@ -92,18 +104,29 @@ class _Graph:
             )
         return self.node("Add", out, self.weight(f"{name}.bias")) if bias else out  # type: ignore[no-any-return]
 
-    def finish(self, name: str, inputs: list[onnx.ValueInfoProto], output: str, shape: list[Any]) -> bytes:
-        result = helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, shape)
-        self._nodes.append(helper.make_node("Identity", [output], ["embeddings"]))
-        graph = helper.make_graph(self._nodes, name, inputs, [result], list(self._initializers.values()))
+    def norm(self, x: str, name: str, eps: float) -> str:
+        """Layer norm with the weights of that name."""
+        parts = (self.weight(f"{name}.weight"), self.weight(f"{name}.bias"))
+        return self.node("LayerNormalization", x, *parts, axis=-1, epsilon=eps)  # type: ignore[no-any-return]
+
+    def finish(self, name: str, inputs: list[onnx.ValueInfoProto], outputs: Mapping[str, Output]) -> bytes:
+        """The graph as a file, with outputs by name."""
+        results = []
+        for output, (value, shape, kind) in outputs.items():
+            results.append(helper.make_tensor_value_info(output, kind, shape))
+            self._nodes.append(helper.make_node("Identity", [value], [output]))
+        graph = helper.make_graph(self._nodes, name, inputs, results, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=9, producer_name="mmsearch")
         return model.SerializeToString()  # type: ignore[no-any-return]
 
 
-def text_graph(places: Places, layers: int, heads: int, eps: float) -> bytes:
-    """(n, l, width) sums of word and position embeddings and an (n, l) mask of 1 and 0, to (n, dim)."""
-    g = _Graph(places)
+def text_graph(places: Places, layers: int, heads: int, eps: float, *, states: bool = False) -> bytes:
+    """(n, l, width) sums of word and position embeddings and an (n, l) mask of 1 and 0, to (n, dim).
+
+    With `states`, also to the states of the last layer, (n, l, width).
+    """
+    g = Graph(places)
     width = places["text.transformer.embeddings.LayerNorm.weight"]["shape"][0]
     split = g.constant(np.array([0, 0, 3, heads, width // heads], np.int64))
     join = g.constant(np.array([0, 0, width], np.int64))
@@ -113,9 +136,7 @@ def text_graph(places: Places, layers: int, heads: int, eps: float) -> bytes:
     blocked = g.node("Unsqueeze", blocked, g.constant(np.array([1, 2], np.int64)))
 
     def norm(x: str, name: str) -> str:
-        return g.node(  # type: ignore[no-any-return]
-            "LayerNormalization", x, g.weight(f"{name}.weight"), g.weight(f"{name}.bias"), axis=-1, epsilon=eps
-        )
+        return g.norm(x, name, eps)
 
     x = norm("states", "text.transformer.embeddings.LayerNorm")
     one = g.constant(np.array([2], np.int64))
@@ -141,16 +162,20 @@ def text_graph(places: Places, layers: int, heads: int, eps: float) -> bytes:
         helper.make_tensor_value_info("states", TensorProto.FLOAT, ["n", "l", width]),
         helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n", "l"]),
     ]
-    return g.finish("text", inputs, g.linear(pooled, "text.proj", bias=False), ["n", "dim"])
+    outputs = {"embeddings": Output(g.linear(pooled, "text.proj", bias=False), ["n", "dim"])}
+    if states:
+        outputs["hidden"] = Output(x, ["n", "l", width])
+    return g.finish("text", inputs, outputs)
 
 
-def image_graph(places: Places, model: Any, *, head: bool = True, windows: bool = False) -> bytes:
+def image_graph(places: Places, model: Any, *, head: bool = True, windows: bool = False, cells: bool = False) -> bytes:
     """(n, height, width, 3) uint8 pixels to (n, dim), or without the head to pooled features.
 
     With `windows`, to (n, rows, columns, dim): what the tower would give if it pooled each square of `WINDOW` cells of
     its last map, instead of all of them. A sliding window that costs one pass (Sermanet et al., OverFeat, ICLR 2014).
+    With `cells`, also to the means of 3 x 3 places of its last map, every second one: (n, cells, channels).
     """
-    g = _Graph(places)
+    g = Graph(places)
 
     def conv(x: str, name: str, module: nn.Conv2d) -> str:
         return g.node(  # type: ignore[no-any-return]
@@ -186,6 +211,11 @@ def image_graph(places: Places, model: Any, *, head: bool = True, windows: bool 
             if block.has_skip:
                 x = g.node("Add", x, shortcut)
     x = norm(conv(x, "conv_head", model.conv_head), "bn2", model.bn2, active=True)
+    outputs: dict[str, Output] = {}
+    if cells:
+        pooled = g.node("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], count_include_pad=0)
+        flat = g.node("Reshape", pooled, g.constant(np.array([0, 0, -1], np.int64)))
+        outputs["cells"] = Output(g.node("Transpose", flat, perm=[0, 2, 1]), ["n", "cells", "channels"])
     if windows:
         x = g.node("Transpose", g.node("AveragePool", x, kernel_shape=[WINDOW, WINDOW]), perm=[0, 2, 3, 1])
     else:
@@ -193,4 +223,5 @@ def image_graph(places: Places, model: Any, *, head: bool = True, windows: bool 
     if head:
         x = g.linear(g.node("Gelu", g.linear(x, "visual.head.mlp.fc1")), "visual.head.mlp.fc2", bias=False)
     inputs = [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", "height", "width", 3])]
-    return g.finish("image", inputs, x, ["n", "rows", "columns", "dim"] if windows else ["n", "dim"])
+    outputs = {"embeddings": Output(x, ["n", "rows", "columns", "dim"] if windows else ["n", "dim"]), **outputs}
+    return g.finish("image", inputs, outputs)

@@ -30,6 +30,7 @@ mmsearch eval captions.json
 mmsearch eval flickr8k --split val --language zh --json
 mmsearch eval karpathy.json --images photos --model starter --model balanced
 mmsearch eval captions.csv --index DIR --mode dense --mode hybrid
+mmsearch eval captions.csv --index DIR --mode dense --rerank starter-joint --sample 500
 mmsearch eval topics.tsv --qrels qrels.txt --index DIR
 mmsearch eval captions.json --run new.trec --compare old.trec
 mmsearch eval captions.json --plot curves.png
@@ -117,6 +118,25 @@ def evaluate(
     fusion: Annotated[
         FusionChoice | None, typer.Option("--fusion", help="With --mode: as in query.", rich_help_panel=_SYSTEMS)
     ] = None,
+    rerankers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rerank",
+            metavar="NAME",
+            help="With --mode: compare with the same search and this reranker; repeatable.",
+            rich_help_panel=_SYSTEMS,
+        ),
+    ] = None,
+    rerank_depth: Annotated[
+        int,
+        typer.Option("--rerank-depth", metavar="N", help="How many hits --rerank orders.", rich_help_panel=_SYSTEMS),
+    ] = 50,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample", metavar="N", help="With --mode: only so many queries, always the same.", rich_help_panel=_SET
+        ),
+    ] = None,
     depth: Annotated[
         int,
         typer.Option(
@@ -171,6 +191,9 @@ def evaluate(
             models=models or (),
             index=index_path,
             modes=[choice.value for choice in modes or ()],
+            rerankers=rerankers or (),
+            rerank_depth=rerank_depth,
+            sample=sample,
             options={name: value for name, value in options.items() if value is not None},
             depth=depth,
             run=run_file,

@@ -40,9 +40,30 @@ def write_report(report: EvalReport, *, people: bool) -> None:
         _write_differences(report.differences)
     elif report.differences:
         write("")
-        write("\t".join(("direction", "language", "system", "minus", "measure", "difference", "low", "high", "p")))
+        write(
+            "\t".join(
+                (
+                    "direction",
+                    "language",
+                    "system",
+                    "minus",
+                    "measure",
+                    "difference",
+                    "low",
+                    "high",
+                    "p",
+                    "p_randomisation",
+                )
+            )
+        )
         for one in report.differences:
-            found = (one.comparison.delta, one.comparison.low, one.comparison.high, one.comparison.p)
+            found = (
+                one.comparison.delta,
+                one.comparison.low,
+                one.comparison.high,
+                one.comparison.p,
+                one.p_randomisation,
+            )
             cells = (one.direction, one.language or "", safe(one.system), safe(one.baseline), one.measure)
             write("\t".join((*cells, *(f"{value:.4f}" for value in found))))
 
@@ -53,6 +74,12 @@ def report_lines(report: EvalReport) -> list[str]:
     if report.pictures:
         used = f"{counted(report.captions, 'caption')} of {counted(report.pictures, 'picture')}"
         lines.append(f"{used}; {report.seconds:.1f} s")
+    if report.sampled_from:
+        asked = sum(outcome.queries for outcome in report.systems[0].outcomes)
+        lines.append(f"a sample: {asked:,} of {report.sampled_from:,} queries")
+    timed = [(system.name, system.milliseconds) for system in report.systems if system.milliseconds is not None]
+    if len(timed) > 1:
+        lines += [f"{safe(name)}: {spent:.1f} ms a query" for name, spent in timed]
     left_out = report.left_out
     if left_out is not None and left_out.missing:
         missing = counted(len(left_out.missing), "picture")

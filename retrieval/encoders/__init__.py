@@ -1,9 +1,9 @@
-"""Dual encoders: what one is (`Encoder`)."""
+"""Dual encoders: what one is (`Encoder`), and what one that feeds a reranker has besides (`TokenEncoder`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,3 +50,24 @@ class Encoder(Protocol):
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` before any cut; more than `max_tokens` means that it will be cut."""
         ...
+
+
+class TokenEncoder(Encoder, Protocol):
+    """An encoder that also gives compressed tokens of pictures, which are kept in the index for a reranker.
+
+    Attributes:
+        token_identity: of everything that the tokens depend on; stored tokens of another one are made anew.
+        token_shape: (length, width): tokens of a picture, and numbers of a token.
+    """
+
+    token_identity: str
+    token_shape: tuple[int, int]
+
+    def encode_image_tokens(self, arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """`preprocess` outputs to the rows of `encode_images` and, of the same pass, int8 (n, length, width)."""
+        ...
+
+
+def as_token_encoder(encoder: Encoder) -> TokenEncoder | None:
+    """The encoder as one that makes tokens; None where it has no `token_identity`, or says that it makes none."""
+    return cast("TokenEncoder", encoder) if getattr(encoder, "token_identity", None) else None

@@ -44,6 +44,7 @@ class FakeEncoder:
         image_size: (height, width) in pixels of `preprocess`'s result.
         max_tokens: texts longer than this many words are cut.
         batch_size: as in `Encoder`.
+        tokens: (length, width) of the tokens that it makes of pictures, as a `TokenEncoder`; it makes none for None.
     """
 
     precision = "fp32"
@@ -58,6 +59,7 @@ class FakeEncoder:
         image_size: tuple[int, int] = (16, 16),
         max_tokens: int = 64,
         batch_size: int = 8,
+        tokens: tuple[int, int] | None = None,
     ) -> None:
         if dim < len(_COLOURS) + 4:
             raise ValueError(f"dim must be at least {len(_COLOURS) + 4}, not {dim}")
@@ -68,6 +70,8 @@ class FakeEncoder:
         self.max_tokens = max_tokens
         self.batch_size = batch_size
         self.languages: tuple[str, ...] = ("en", "zh")
+        self.token_shape = tokens or (0, 0)
+        self.token_identity = f"fake-tokens-1:{tokens[0]}x{tokens[1]}" if tokens else None
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """An RGB picture to (3, height, width) in 0-1."""
@@ -85,6 +89,16 @@ class FakeEncoder:
             row[: len(_COLOURS)] = np.bincount(nearest, minlength=len(_COLOURS)) / len(pixels)
             row[len(_COLOURS) :] += 0.02 * self._noise(np.round(array * 255).astype(np.uint8).tobytes())
         return _unit(rows)
+
+    def encode_image_tokens(
+        self, arrays: Sequence[NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """The rows of `encode_images`, and of each picture a hash of its pixels as tokens."""
+        length, width = self.token_shape
+        start = str(self.token_identity).encode()
+        hashes = [hashlib.shake_128(start + np.round(array * 255).astype(np.uint8).tobytes()) for array in arrays]
+        drawn = b"".join(one.digest(length * width) for one in hashes)
+        return self.encode_images(arrays), np.frombuffer(drawn, np.int8).reshape(len(arrays), length, width)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Colour words, plus every other word faintly by its hash."""

@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 FAKE = "fake"
 """Loads `FakeEncoder`; for tests, so no list shows it."""
 
+FAKE_TOKENS = "fake-tokens"
+"""The same with tokens of pictures."""
+_FAKE_SHAPE = (4, 8)
+
 State = Literal["bundled", "cached", "downloadable", "unavailable"]
 
 
@@ -95,8 +99,8 @@ def parse_name(name: str) -> ModelName:
     Raises:
         UsageError: not a model name; the message has the nearest ones and the fix.
     """
-    if name == FAKE:
-        return ModelName(FAKE, "fake", FAKE)
+    if name in (FAKE, FAKE_TOKENS):
+        return ModelName(name, "fake", name)
     if name in PRESETS:
         return ModelName(name, "preset", name)
     scheme, colon, rest = name.partition(":")
@@ -253,6 +257,22 @@ def load_encoder(
         raise ModelUnavailable(f"{error}. {_at_hand()}") from error
 
 
+def token_identity(name: str) -> str | None:
+    """The `token_identity` of the encoder of this name, without loading it; None where it makes no tokens.
+
+    An index run asks for it, to see whether pictures lack tokens, and loads the model only if some do.
+    """
+    if name == FAKE_TOKENS:
+        from mmsearch.retrieval.encoders.fake import FakeEncoder
+
+        return FakeEncoder(name, tokens=_FAKE_SHAPE).token_identity
+    if name == STARTER.name:
+        from mmsearch.retrieval.encoders.starter import joint
+
+        return joint.token_identity()
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Options:
     device: str | None
@@ -267,7 +287,8 @@ def _load_local(model: ModelName, options: _Options) -> Encoder | None:
     if model.kind == "fake":
         from mmsearch.retrieval.encoders.fake import FakeEncoder
 
-        return FakeEncoder(batch_size=options.batch_size or 8)
+        shape = _FAKE_SHAPE if model.name == FAKE_TOKENS else None
+        return FakeEncoder(model.name, batch_size=options.batch_size or 8, tokens=shape)
     if model.kind != "preset" or not PRESETS[model.target].bundled:
         return None
     from mmsearch.retrieval.encoders.starter import StarterEncoder

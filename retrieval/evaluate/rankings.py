@@ -11,7 +11,7 @@ import numpy as np
 from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.evaluate.measures import KS, measure_embeddings, measure_run
 from mmsearch.retrieval.evaluate.report import Difference, Direction, Outcome, System
-from mmsearch.retrieval.evaluate.significance import paired_bootstrap
+from mmsearch.retrieval.evaluate.significance import paired_bootstrap, paired_randomisation
 from mmsearch.retrieval.evaluate.topics import caption_names, document
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _differences(baseline: str, first: Outcome, system: str, other: Outcome) -> 
     for measure in COMPARED:
         a, b = first.evaluated.values[measure][rows[:, 0]], other.evaluated.values[measure][rows[:, 1]]
         sizes = np.bincount(groups)
-        comparison = paired_bootstrap(np.bincount(groups, a) / sizes, np.bincount(groups, b) / sizes)
+        averages = np.bincount(groups, a) / sizes, np.bincount(groups, b) / sizes
         found.append(
             Difference(
                 first.direction,
@@ -216,7 +216,8 @@ def _differences(baseline: str, first: Outcome, system: str, other: Outcome) -> 
                 float(b.mean()),
                 float(a.mean()),
                 len(pairs),
-                comparison,
+                paired_bootstrap(*averages),
+                paired_randomisation(*averages).p,
             )
         )
     return found

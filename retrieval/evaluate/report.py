@@ -66,6 +66,7 @@ class System:
         outcomes: in the order of directions, then languages.
         stored: how many vectors of pictures came out of the index.
         seconds: wall-clock time, the loading of the model included.
+        rerank: name of the reranker of an index's searches.
     """
 
     name: str
@@ -74,6 +75,13 @@ class System:
     outcomes: tuple[Outcome, ...]
     stored: int = 0
     seconds: float = 0.0
+    rerank: str | None = None
+
+    @property
+    def milliseconds(self) -> float | None:
+        """Wall-clock time of a query, where each was asked by itself."""
+        queries = sum(outcome.queries for outcome in self.outcomes)
+        return 1000 * self.seconds / queries if self.mode is not None and queries else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class Difference:
         queries: how many there are.
         comparison: the difference with its interval and p; of averages by picture, whose captions are no independent
             queries.
+        p_randomisation: p of a randomisation test of the same averages.
     """
 
     direction: Direction
@@ -97,6 +106,7 @@ class Difference:
     baseline_value: float
     queries: int
     comparison: Comparison
+    p_randomisation: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +122,7 @@ class EvalReport:
         failed: pictures that could not be read.
         unknown: pictures that are not in the index, or documents of the qrels.
         unanswered: how many queries were not asked because their answers are not in the index.
+        sampled_from: how many queries there were before a sample of them was taken; 0 without one.
         notices: what the person who asked should know, a line each.
         seconds: wall-clock time.
     """
@@ -125,6 +136,7 @@ class EvalReport:
     failed: tuple[Failure, ...] = ()
     unknown: tuple[str, ...] = ()
     unanswered: int = 0
+    sampled_from: int = 0
     notices: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -136,6 +148,7 @@ class EvalReport:
         whole["left_out"] = None if self.left_out is None else asdict(self.left_out)
         whole["failed"] = [asdict(failure) for failure in self.failed]
         whole |= {"unknown": list(self.unknown), "unanswered": self.unanswered, "notices": list(self.notices)}
+        whole["sampled_from"] = self.sampled_from
         whole["seconds"] = self.seconds
         if len(systems) > 1:
             whole["systems"] = systems
@@ -154,7 +167,8 @@ def _system(system: System) -> dict[str, Any]:
         if outcome.language == first.language:
             found[outcome.direction] = measures
     found |= {"queries": first.queries, "model": system.model, "language": first.language}
-    found |= {"system": system.name, "mode": system.mode, "stored": system.stored}
+    found |= {"system": system.name, "mode": system.mode, "rerank": system.rerank, "stored": system.stored}
+    found["ms_per_query"] = None if system.milliseconds is None else round(system.milliseconds, 2)
     if len(languages) > 1:
         found["languages"] = languages
     return found

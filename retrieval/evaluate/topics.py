@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -46,6 +47,14 @@ class TopicSet:
     unknown: tuple[str, ...]
     left_out: int
     languages: Mapping[str, str]
+
+    def sampled(self, count: int | None) -> TopicSet:
+        """The same with so many queries, drawn at random: always the same ones. None, or more than there are: all."""
+        if count is None or count >= len(self.queries):
+            return self
+        kept = set(random.Random(0).sample(sorted(self.queries), count))
+        queries = {name: text for name, text in self.queries.items() if name in kept}
+        return replace(self, queries=queries, relevant={name: self.relevant[name] for name in queries})
 
     def of_language(self, language: str) -> Sequence[str]:
         """Names of the queries of a language."""

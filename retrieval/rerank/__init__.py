@@ -1,8 +1,9 @@
 """Reranking: a cross-encoder reads the query together with each of the first candidates, and orders them anew.
 
 What a reranker is (`Reranker`) and is given (`RerankCandidate`). `models` turns a name into one; `blip` and
-`cross_encoder` are those on transformers, whose files `checkpoint` finds and checks; `fake` is that of the tests.
-`scoring` asks a reranker within a time, and `stage` puts what it says between ranking and shaping.
+`cross_encoder` are those on transformers, whose files `checkpoint` finds and checks; `starter_joint` is the bundled
+one, which reads tokens that the index keeps; `fake` is that of the tests. `scoring` asks a reranker within a time, and
+`stage` puts what it says between ranking and shaping.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ class RerankCandidate:
         text: of a text item its text; of a picture the captions that belong to it, a line each, None without any.
         path: absolute and openable; None where the item is no file of this machine. Of a caption out of a manifest it
             is the path of its picture.
+        tokens: of a picture, int8 (length, width), where the index has those that the reranker asks for.
     """
 
     item_id: int
     modality: Modality
     text: str | None
     path: Path | None
+    tokens: NDArray[np.int8] | None = None
 
 
 class Reranker(Protocol):
     """A cross-encoder: a model that reads a query and a candidate together. Safe to call from several threads.
+
+    One that reads stored tokens of pictures has a `token_identity` besides; its candidates come with those tokens.
 
     Attributes:
         name: what the user asked for, e.g. `minilm` or `hf-hub:ORG/NAME`.

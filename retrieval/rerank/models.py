@@ -1,7 +1,8 @@
 """From a reranker's name to a loaded one: the grammar of names, and what can be had.
 
-Names are a preset (`minilm`, `blip-itm`), `local-dir:PATH` or `hf-hub:ORG/NAME`. Of the last two the `config.json` says
-which adapter runs them. Anything else is refused with the nearest names. Importing this loads nothing heavy.
+Names are a preset (`starter-joint`, `minilm`, `blip-itm`), `local-dir:PATH` or `hf-hub:ORG/NAME`. Of the last two the
+`config.json` says which adapter runs them. Anything else is refused with the nearest names. Importing this loads
+nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 FAKE = "fake"
 """Loads `FakeReranker`; for tests, so no list shows it."""
 
+BUNDLED = "starter-joint"
+"""The preset that needs no download."""
+
 _ARCHITECTURES: tuple[tuple[str, RerankerKind], ...] = (
     ("BlipForImageTextRetrieval", "blip-itm"),
     ("ForSequenceClassification", "cross-encoder"),
@@ -33,6 +37,7 @@ _ARCHITECTURES: tuple[tuple[str, RerankerKind], ...] = (
 _PACKAGES: dict[RerankerKind, tuple[str, ...]] = {
     "blip-itm": ("torch", "transformers"),
     "cross-encoder": ("torch", "transformers", "sentence_transformers"),
+    "starter-joint": ("onnxruntime",),
 }
 
 
@@ -102,7 +107,7 @@ def parse_name(name: str) -> RerankerName:
 def _refusal(name: str) -> str:
     """Why `name` is no name of a reranker, and what to write instead."""
     for preset in RERANKERS.values():
-        if name.lower() in (preset.name, preset.repo.lower()):
+        if name and name.lower() in (preset.name, preset.repo.lower()):
             return f"no reranker is called `{name}`; write {preset.name}"
     if name.startswith((".", "/", "~")) or (name and Path(name).is_dir()):
         return f"`{name}` looks like a folder: write local-dir:{name}"
@@ -147,6 +152,10 @@ def load_reranker(
         from mmsearch.retrieval.rerank.fake import FakeReranker
 
         return FakeReranker()
+    if model.target == BUNDLED:
+        from mmsearch.retrieval.rerank.starter_joint import StarterJointReranker
+
+        return StarterJointReranker(threads)
     if model.kind == "folder":
         folder = Path(model.target)
         kind = _kind(folder)
@@ -189,10 +198,11 @@ def list_rerankers(*, offline: bool = False, refresh: bool = False) -> list[Rera
     for preset in RERANKERS.values():
         missing = _missing(preset.kind)
         obstacle = f"{missing} is not installed" if missing else "" if preset.name in cached else why
+        here: State = "bundled" if preset.name == BUNDLED else "cached"
         found.append(
             RerankerStatus(
                 name=preset.name,
-                state="unavailable" if obstacle else "cached" if preset.name in cached else "downloadable",
+                state="unavailable" if obstacle else here if preset.name in cached else "downloadable",
                 why=obstacle,
                 repo=preset.repo,
                 reads=preset.reads,
@@ -234,11 +244,13 @@ def _kind(folder: Path) -> RerankerKind:
     found = classes[0] if classes else "a model that does not name its class"
     raise ModelUnavailable(
         f"{folder} holds {found}, and rerankers are BlipForImageTextRetrieval or ...ForSequenceClassification with one "
-        f"label, such as {' and '.join(preset.repo for preset in RERANKERS.values())}"
+        f"label, such as {' and '.join(preset.repo for preset in RERANKERS.values() if preset.repo)}"
     )
 
 
 def _cached(preset: RerankerPreset) -> bool:
-    """Whether all files of a preset are in the hub's cache."""
+    """Whether all files of a preset are here: bundled, or in the hub's cache."""
+    if preset.name == BUNDLED:
+        return True
     folder = cache.snapshot_folder(preset.repo)
     return folder is not None and cache.has_transformers(folder, preprocess=preset.kind == "blip-itm")

@@ -7,8 +7,8 @@ from typing import Literal
 
 from mmsearch.retrieval.types import Modality
 
-RerankerKind = Literal["blip-itm", "cross-encoder"]
-"""Which adapter runs it: BlipForImageTextRetrieval, or a sequence classifier with one label."""
+RerankerKind = Literal["blip-itm", "cross-encoder", "starter-joint"]
+"""Which adapter runs it: BlipForImageTextRetrieval, a sequence classifier with one label, or the bundled one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class RerankerPreset:
     Attributes:
         name: what to give as `--rerank`.
         kind: which adapter runs it.
-        repo: on the hub.
+        repo: on the hub; empty for the bundled one.
         reads: what it reads beside the query.
         modalities: of the items that it can score.
         languages: of queries, ISO 639-1.
@@ -41,6 +41,17 @@ class RerankerPreset:
 RERANKERS: dict[str, RerankerPreset] = {
     preset.name: preset
     for preset in (
+        RerankerPreset(
+            name="starter-joint",
+            kind="starter-joint",
+            repo="",
+            reads="pictures",
+            modalities=("image",),
+            languages=("en", "zh"),
+            licence="see its model card",
+            download_bytes=0,
+            summary="bundled; for indexes of the starter",
+        ),
         RerankerPreset(
             name="minilm",
             kind="cross-encoder",

@@ -12,6 +12,9 @@ from mmsearch.retrieval.rerank.scoring import NONE_SCORED
 from mmsearch.retrieval.types import Reranking
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mmsearch.retrieval.options import SearchOptions
     from mmsearch.retrieval.query import Query
     from mmsearch.retrieval.rerank import Reranker
@@ -144,10 +147,19 @@ class RerankStage:
     def _read(self, item_ids: Sequence[int]) -> list[RerankCandidate]:
         records = self._snapshot.items(item_ids)
         captions = self._snapshot.captions(item_ids)
+        tokens = self._tokens(item_ids)
         candidates = []
         for item_id in item_ids:
             record = records[item_id]
             text = record.text if record.modality == "text" else "\n".join(captions.get(item_id, ())) or None
             path = None if record.path is None else Path(record.path)
-            candidates.append(RerankCandidate(item_id, record.modality, text, path))
+            candidates.append(RerankCandidate(item_id, record.modality, text, path, tokens.get(item_id)))
         return candidates
+
+    def _tokens(self, item_ids: Sequence[int]) -> dict[int, NDArray[np.int8]]:
+        """Those that the index has for the reranker, by item id."""
+        identity = getattr(self._reranker, "token_identity", None)
+        if identity is None:
+            return {}
+        has, rows = self._snapshot.tokens(item_ids, identity)
+        return {item_id: row for item_id, there, row in zip(item_ids, has, rows, strict=True) if there}

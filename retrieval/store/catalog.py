@@ -29,6 +29,7 @@ from mmsearch.retrieval.store.schema import (
     SALVAGED,
     SEGMENTS,
     TAGS,
+    TOKENS,
     TOMBSTONES,
     connect,
     raw,
@@ -514,6 +515,11 @@ class Catalog:
         """All segment rows, oldest first."""
         rows = self.connection.execute(sa.select(SEGMENTS).order_by(SEGMENTS.c.segment_id))
         return list(rows.mappings())
+
+    def filenames(self) -> set[str]:
+        """The names of all files in `segments` that there should be."""
+        names = sa.union_all(sa.select(SEGMENTS.c.filename), sa.select(TOKENS.c.filename))
+        return set(self.connection.execute(names).scalars())
 
     def has_lost_segments(self) -> bool:
         """Whether an embedding is said to be in a segment of which there is no row. Looks at all embeddings."""

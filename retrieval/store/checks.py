@@ -102,7 +102,7 @@ def _look(found: Findings, files: bool, progress: Progress) -> None:
                 with open_quietly(catalog, busy=found.busy) as connection:
                     _look_at_catalog(found, connection, reading, files)
             except READ_ERRORS as error:
-                found.named.clear()
+                found.distrust()
                 reason = " ".join(str(error).split()) or type(error).__name__
                 found.add("catalog-damaged", layout.CATALOG, f"it cannot be read ({reason})", REPAIR_AND_INDEX)
         _look_at_the_rest(found, reading, on_disk)
@@ -125,19 +125,25 @@ def _look_at_catalog(found: Findings, connection: sqlite3.Connection, reading: R
         raise IndexTooNew(layout.too_new(found.path, format_))
     faults = _schema_faults(found, connection)
     if not faults:
-        rows = _segment_rows(connection)
+        rows, tokens = _segment_rows(connection), _token_rows(connection)
         found.named = {row["filename"]: row["segment_id"] for row in rows}
-        for row in rows:
+        found.tokens = {row["filename"]: row["segment_id"] for row in tokens}
+        for row in (*rows, *tokens):
             reading.start(row["filename"], row)
-        faults = _faults(found, connection, rows, reading, files)
+        faults = _faults(found, connection, rows, tokens, reading, files)
     if faults:
         more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
         found.add("catalog-damaged", layout.CATALOG, f"it is damaged ({faults[0]}{more})", REPAIR_AND_INDEX)
-        found.named.clear()
+        found.distrust()
 
 
 def _faults(
-    found: Findings, connection: sqlite3.Connection, rows: list[dict[str, Any]], reading: Reading, files: bool
+    found: Findings,
+    connection: sqlite3.Connection,
+    rows: list[dict[str, Any]],
+    tokens: list[dict[str, Any]],
+    reading: Reading,
+    files: bool,
 ) -> list[str]:
     """What makes a catalog unusable, or problems in it. SQLite's own check, the slowest, goes on beside the others."""
     before = len(found.problems)
@@ -154,6 +160,7 @@ def _faults(
                 if files:
                     _compare_files(found, connection)
                 _compare_segments(found, connection, rows, reading)  # waits for the reading
+                _compare_tokens(found, tokens, reading)
         except READ_ERRORS as raised:
             error = raised
         damage = whole.result()
@@ -236,9 +243,15 @@ def _meta_faults(connection: sqlite3.Connection) -> list[str]:
 
 
 def _segment_rows(connection: sqlite3.Connection) -> list[dict[str, Any]]:
-    cursor = connection.execute(
-        "SELECT segments.*, models.identity FROM segments LEFT JOIN models USING (model_id) ORDER BY segment_id"
-    )
+    query = "SELECT segments.*, models.identity FROM segments LEFT JOIN models USING (model_id) ORDER BY segment_id"
+    return _dicts(connection.execute(query))
+
+
+def _token_rows(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    return _dicts(connection.execute("SELECT * FROM tokens ORDER BY segment_id"))
+
+
+def _dicts(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor]
 
@@ -248,7 +261,7 @@ def _compare_segments(
 ) -> None:
     """Each segment against its row, then the embeddings against all sound segments."""
     checks = {check.name: check for check in reading.results()}
-    found.segments.update(checks)
+    found.segments.update((name, check) for name, check in checks.items() if not layout.is_token_name(name))
     held: dict[int, Segment] = {}
     unusable: set[int] = set()
     for row in rows:
@@ -271,6 +284,22 @@ def _compare_segments(
     )
     if other:
         found.add("segment-ids", layout.CATALOG, f"{counted(other, 'embedding')} in a segment of another kind")
+
+
+def _compare_tokens(found: Findings, rows: list[dict[str, Any]], reading: Reading) -> None:
+    """Each file of tokens against its row. They are derived, so that whatever is wrong with one costs only time."""
+    checks = {check.name: check for check in reading.results()}
+    for row in rows:
+        check = checks[row["filename"]]
+        kind, message = check.kind, check.message
+        if check.segment is not None:
+            said = {**row, "shape": [row["length"], row["width"]], "dtype": "int8"}
+            if any(check.segment.header.get(name) != said[name] for name in ("count", "identity", "shape", "dtype")):
+                kind, message = "segment-ids", "the catalog says other things of it than its header"
+        if kind is not None:
+            found.lost_tokens.append(check.name)
+            remedy = f"{REPAIR_AND_INDEX}, which makes the tokens of {counted(row['count'], 'picture')} anew"
+            found.add(kind.replace("segment", "tokens"), check.name, message, remedy)
 
 
 def _tell_lost(found: Findings, connection: sqlite3.Connection, segment_id: int, check: SegmentCheck) -> None:
@@ -422,17 +451,19 @@ def _look_at_the_rest(found: Findings, reading: Reading, on_disk: list[str]) -> 
     """Files that no row names. Without a catalog, or with vectors lost, they are what can be salvaged, and are read."""
     salvage = any(problem.kind in SALVAGE for problem in found.problems)
     finished = [name for name in on_disk if name.endswith(".seg")]
-    found.orphans = [name for name in finished if name not in found.named]
+    found.orphans = [name for name in finished if name not in found.named and not layout.is_token_name(name)]
+    found.orphan_tokens = [name for name in finished if name not in found.tokens and layout.is_token_name(name)]
     if salvage or found.lost:
         for name in found.orphans:
             reading.start(name)
-        found.segments.update({check.name: check for check in reading.results()})
-    found.bytes += sum(check.size for check in found.segments.values())
+        checks = {check.name: check for check in reading.results() if not layout.is_token_name(check.name)}
+        found.segments.update(checks)
+    found.bytes += sum(check.size for check in reading.results())
     if salvage and not found.named:
         _tell_what_is_there(found)
     elif not salvage:
         note = "; a writer is at work, it may be its own" if found.busy else ""
-        for name in found.orphans:
+        for name in (*found.orphans, *found.orphan_tokens):
             found.add("orphan", name, f"the catalog does not name it{note}", _NEXT_WRITER)
     temporary = [f"{layout.SEGMENTS}/{name}" for name in on_disk if name.endswith(".tmp")]
     of_repair = (layout.NEW_CATALOG, layout.OLD_CATALOG)

@@ -28,6 +28,9 @@ class Findings:
         segments: all segment files that were read, and those that are missing, by name.
         named: those of them that the catalog names, to their ids.
         orphans: finished segment files that the catalog does not name.
+        tokens: files of tokens that the catalog names, to their ids; they are in none of the three above.
+        lost_tokens: those of them that cannot be used.
+        orphan_tokens: finished files of tokens that the catalog does not name.
         leftovers: names of temporary files, relative to the index folder.
         items: as the catalog has them.
         bytes: what was read.
@@ -40,6 +43,9 @@ class Findings:
     segments: dict[str, SegmentCheck] = field(default_factory=dict)
     named: dict[str, int] = field(default_factory=dict)
     orphans: list[str] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
+    lost_tokens: list[str] = field(default_factory=list)
+    orphan_tokens: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     items: int = 0
     bytes: int = 0
@@ -59,6 +65,12 @@ class Findings:
     def must_salvage(self) -> bool:
         """Whether the catalog has to be made anew. Segments it does not name may hold what is lost elsewhere."""
         return any(problem.kind in SALVAGE for problem in self.problems) or bool(self.lost and self.orphans)
+
+    def distrust(self) -> None:
+        """Forgets which files the catalog names, because nothing that it says can be relied on."""
+        self.named.clear()
+        self.tokens.clear()
+        self.lost_tokens.clear()
 
     def add(self, kind: str, where: str, message: str, remedy: str = REPAIR, lost_items: int = 0) -> None:
         """Notes a problem."""

@@ -2,7 +2,7 @@
 
     INDEX/
     ├── catalog.sqlite      the SQL database; the only commit point
-    ├── segments/           SPACE-NNNNNN.seg, immutable vector files
+    ├── segments/           SPACE-NNNNNN.seg, immutable vector files, and tokens-NNNNNN.seg
     ├── damaged/            what a repair has set aside; nothing reads it
     └── lock                held (flock) by the one writer; its text is that writer's process id
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from mmsearch.retrieval.errors import IndexCorrupt, IndexNotFound, IndexUnusable, UnsafeFilesystem
 from mmsearch.retrieval.types import Root
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Number of the newest index format that this code writes; SQLite's `user_version` of the catalog."""
 
 APPLICATION_ID = 0x6D6D7331
@@ -29,6 +29,8 @@ APPLICATION_ID = 0x6D6D7331
 CATALOG = "catalog.sqlite"
 SEGMENTS = "segments"
 LOCK = "lock"
+TOKENS = "tokens"
+"""What files of compressed image tokens are called, in place of a space."""
 NEW_CATALOG = "catalog.sqlite.new"
 OLD_CATALOG = "catalog.sqlite.old"
 """A damaged catalog while a repair puts another in its place."""
@@ -85,7 +87,7 @@ def refuse_ruins(path: Path) -> None:
         names = os.listdir(path / SEGMENTS)
     except OSError:
         return
-    if any(is_segment_name(name) and name.endswith(".seg") for name in names):
+    if any(is_segment_name(name) and name.endswith(".seg") and not is_token_name(name) for name in names):
         state = "is damaged" if (path / CATALOG).exists() else "is missing"
         raise IndexCorrupt(f"the catalog of the index at {path} {state}, its vectors are there; {RESTORE}")
 
@@ -160,6 +162,11 @@ def segment_name(space: str, number: int) -> str:
 def is_segment_name(name: str) -> bool:
     """Whether a file in `segments` is one of ours, finished or temporary."""
     return _SEGMENT_NAME.fullmatch(name) is not None
+
+
+def is_token_name(name: str) -> bool:
+    """Whether a file in `segments` holds tokens, which are derived, and no vectors."""
+    return name.startswith(f"{TOKENS}-")
 
 
 def stored_root(index: Path, root: Root) -> tuple[bytes, bool]:

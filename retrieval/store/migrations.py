@@ -118,7 +118,17 @@ def _to_3(connection: sa.Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-MIGRATIONS: Mapping[int, Step] = {2: _to_2, 3: _to_3}
+def _to_4(connection: sa.Connection) -> None:
+    """Compressed tokens of pictures."""
+    connection.exec_driver_sql(
+        "CREATE TABLE tokens (segment_id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, model_id INTEGER NOT NULL,"
+        " identity TEXT NOT NULL, filename TEXT NOT NULL, length INTEGER NOT NULL, width INTEGER NOT NULL,"
+        " count INTEGER NOT NULL, bytes INTEGER NOT NULL, checksum BLOB NOT NULL, generation INTEGER NOT NULL,"
+        " UNIQUE (filename))"
+    )
+
+
+MIGRATIONS: Mapping[int, Step] = {2: _to_2, 3: _to_3, 4: _to_4}
 """Format number to the step that leads to it. Format 1 is the first; nothing leads there."""
 
 

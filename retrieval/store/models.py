@@ -8,7 +8,17 @@ import sqlalchemy as sa
 
 from mmsearch.retrieval.store.catalog import CHUNK, Catalog, inserted_id
 from mmsearch.retrieval.store.records import Model, NewItem
-from mmsearch.retrieval.store.schema import ASSETS, EMBEDDINGS, ITEMS, MODELS, PROBES, SALVAGED, SEGMENTS, TOMBSTONES
+from mmsearch.retrieval.store.schema import (
+    ASSETS,
+    EMBEDDINGS,
+    ITEMS,
+    MODELS,
+    PROBES,
+    SALVAGED,
+    SEGMENTS,
+    TOKENS,
+    TOMBSTONES,
+)
 from mmsearch.retrieval.types import Modality
 
 _DELETE_ITEM = sa.delete(ITEMS).where(ITEMS.c.item_id == sa.bindparam("item"))
@@ -44,12 +54,13 @@ class Models:
         self._connection.execute(sa.insert(PROBES), {"model_id": model_id, "vectors": vectors})
 
     def drop(self, model_id: int) -> None:
-        """Deletes a model with its segments and embeddings, none of which has an item."""
+        """Deletes a model with its segments, tokens and embeddings, none of which has an item."""
         mine = sa.select(EMBEDDINGS.c.embedding_id).where(EMBEDDINGS.c.model_id == model_id)
         self._connection.execute(sa.delete(SALVAGED).where(SALVAGED.c.embedding_id.in_(mine)))
         self._connection.execute(sa.delete(TOMBSTONES).where(TOMBSTONES.c.embedding_id.in_(mine)))
         self._connection.execute(sa.delete(EMBEDDINGS).where(EMBEDDINGS.c.model_id == model_id))
         self._connection.execute(sa.delete(SEGMENTS).where(SEGMENTS.c.model_id == model_id))
+        self._connection.execute(sa.delete(TOKENS).where(TOKENS.c.model_id == model_id))
         self._connection.execute(sa.delete(PROBES).where(PROBES.c.model_id == model_id))
         self._connection.execute(sa.delete(MODELS).where(MODELS.c.model_id == model_id))
 

@@ -74,18 +74,19 @@ class SegmentStore:
         return self._models.by_id()[model_id]
 
     def sweep(self) -> None:
-        """Removes segment files that no catalog row names: what crashed writers and merges left.
+        """Removes files of vectors and tokens that no catalog row names: what crashed writers and merges left.
 
         Nothing goes where the catalog itself has lost rows.
         """
-        named = {row["filename"] for row in self._catalog.segments()}
+        named = self._catalog.filenames()
         found = [name for name in os.listdir(self._path / layout.SEGMENTS) if layout.is_segment_name(name)]
         orphans = [name for name in found if name not in named]
-        if any(name.endswith(".seg") for name in orphans) and self._catalog.has_lost_segments():
+        vectors = any(name.endswith(".seg") and not layout.is_token_name(name) for name in orphans)
+        if vectors and self._catalog.has_lost_segments():
             raise IndexCorrupt(f"the catalog of {self._path} names vectors that are in no segment; {layout.RESTORE}")
         self._catalog.rollback()
         for name in orphans:
-            _unlink(self._path / layout.SEGMENTS / name)
+            unlink(self._path / layout.SEGMENTS / name)
 
     def write(self, vectors: Mapping[Kind, Sequence[Batch]], generation: int) -> None:
         """Writes one segment of each kind and its rows in the catalog; visible after the commit."""
@@ -149,15 +150,21 @@ class SegmentStore:
     def merge(self, *, all_segments: bool = False) -> int:
         """Merges small segments (or all) of each space, each space in a commit; returns how many went in."""
         merged = 0
-        by_kind: dict[tuple[int, str, str], list[_Part]] = {}
+        by_kind: dict[tuple[int, str, str], list[Part]] = {}
         for row in self._catalog.segments():
             by_kind.setdefault((row["model_id"], row["space"], row["dtype"]), []).append(self._part(row))
         for parts in by_kind.values():
-            merged += self._merge_some(_all_worth(parts) if all_segments else _to_merge(parts))
+            merged += self._merge_some(all_worth(parts) if all_segments else to_merge(parts))
         self._catalog.rollback()  # ends the reading
         return merged
 
-    def _part(self, row: Any) -> _Part:
+    def live_ids(self, model_id: int) -> NDArray[np.int64]:
+        """The embeddings of pictures of a model that are not dead."""
+        mine = [row for row in self._catalog.segments() if (row["model_id"], row["space"]) == (model_id, "image")]
+        parts = [self._part(row) for row in mine]
+        return np.concatenate([np.empty(0, np.int64), *(np.delete(part.segment.ids, part.dead) for part in parts)])
+
+    def _part(self, row: Any) -> Part:
         try:
             segment = Segment(self._path / layout.SEGMENTS / row["filename"])
         except FileNotFoundError as error:
@@ -165,9 +172,9 @@ class SegmentStore:
         dead = segment.positions(np.array(self._catalog.tombstones(row["segment_id"]), np.int64))
         if (dead < 0).any():  # as an index, -1 would be the last row
             raise IndexCorrupt(f"{segment.path} is not the segment that the catalog names; {layout.RESTORE}")
-        return _Part(row, segment, dead)
+        return Part(row, segment, dead)
 
-    def _merge_some(self, parts: list[_Part]) -> int:
+    def _merge_some(self, parts: list[Part]) -> int:
         if not parts:
             return 0
         for part in parts:  # before a damaged row gets a fresh checksum
@@ -193,13 +200,13 @@ class SegmentStore:
         self._catalog.commit()
         self._steps("merge:unlink")
         for part in parts:
-            _unlink(part.segment.path)
+            unlink(part.segment.path)
         self._steps("merge:done")
         return len(parts)
 
 
-class _Part(NamedTuple):
-    """A segment that a merge may take, with the rows that would survive."""
+class Part(NamedTuple):
+    """A segment that a merge may take: its row in the catalog, the file, and the positions of its dead rows."""
 
     row: Any
     segment: Segment
@@ -207,10 +214,11 @@ class _Part(NamedTuple):
 
     @property
     def live(self) -> int:
+        """How many rows would survive."""
         return self.segment.count - len(self.dead)
 
 
-def _to_merge(parts: list[_Part]) -> list[_Part]:
+def to_merge(parts: list[Part]) -> list[Part]:
     """The smallest segments up to the last that those before it outweigh, and those with many tombstones."""
     parts = sorted(parts, key=lambda part: (part.live, part.row["segment_id"]))
     end, smaller = 0, 0
@@ -221,7 +229,7 @@ def _to_merge(parts: list[_Part]) -> list[_Part]:
     return parts[:end] + [part for part in parts[end:] if len(part.dead) > _DEAD_SHARE * part.segment.count]
 
 
-def _all_worth(parts: list[_Part]) -> list[_Part]:
+def all_worth(parts: list[Part]) -> list[Part]:
     """Everything, unless it is one segment already without a tombstone."""
     return parts if len(parts) > 1 or any(len(part.dead) for part in parts) else []
 
@@ -231,7 +239,8 @@ def _joined(values: Iterator[str]) -> str:
     return ",".join(sorted({one for value in values for one in value.split(",")}))
 
 
-def _unlink(path: Path) -> None:
+def unlink(path: Path) -> None:
+    """Removes a file that nothing names any more, if that can be done now."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:  # Windows, while a reader maps it; the next writer tries again

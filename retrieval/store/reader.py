@@ -7,10 +7,12 @@ statement against exactly that schema.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,11 +26,15 @@ from mmsearch.retrieval.store.columns import PICTURE_COLUMNS, Embeddings, Pictur
 from mmsearch.retrieval.store.records import Candidate, Model
 from mmsearch.retrieval.store.records import ItemRecord as ItemRecord
 from mmsearch.retrieval.store.segments import Segment, search_rows, search_some
-from mmsearch.retrieval.types import Failure, IndexInfo, Modality, RootInfo, RootKind
+from mmsearch.retrieval.types import Failure, IndexInfo, Modality, RootInfo, RootKind, Stamp
 from mmsearch.retrieval.uris import absolute_path, path_to_uri
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from mmsearch.retrieval.store.tokens import TokenFiles
+
+_log = logging.getLogger(__name__)
 
 _ITEM = (
     "item_id, asset_id, root_id, uri, fragment, items.modality, text, content_hash, owner_root_id, owner_uri, width,"
@@ -97,6 +103,16 @@ SQL = {
         " ORDER BY caption.item_id"
     ),
     "tag_counts": "SELECT MIN(tag), COUNT(*) FROM tags GROUP BY tag ORDER BY tag",
+    "tokens": (
+        "SELECT filename, length, width, count, bytes FROM tokens WHERE model_id = ? AND identity = ?"
+        " ORDER BY segment_id"
+    ),
+    "token_files": "SELECT COUNT(*) FROM tokens WHERE model_id = ?",
+    "files_of_embeddings": (
+        "SELECT embedding_id, content_key, root_id, uri, size, mtime_ns FROM items JOIN assets USING (asset_id)"
+        " JOIN embeddings USING (embedding_id) WHERE embedding_id IN (SELECT value FROM json_each(?))"
+        " AND status = 'ok' ORDER BY embedding_id, item_id"
+    ),
     "roots": (
         "SELECT root_id, path, relative, kind, device, columns, mounts, completed_at FROM roots ORDER BY root_id"
     ),
@@ -187,6 +203,16 @@ class StoredRoot(NamedTuple):
         return os.path.isdir(self.path) if self.kind == "folder" else self.kind == "rows" or os.path.isfile(self.path)
 
 
+class PictureFile(NamedTuple):
+    """A file of a picture: the embedding and content key of what it held when it was last read, and its stamp then."""
+
+    embedding_id: int
+    content_key: bytes
+    root: str
+    path: str
+    stamp: Stamp
+
+
 def read_roots(index: Path, rows: Iterable[tuple[Any, ...]]) -> list[StoredRoot]:
     """Roots out of the rows of `SQL["roots"]`."""
     return [
@@ -244,6 +270,7 @@ class Snapshot:
         modalities: tuple[Modality, ...] = ("image", "text")
         self.counts: dict[Modality, int] = {name: int(meta.get(f"items.{name}", 0)) for name in modalities}
         self._roots = {row.root_id: row for row in read_roots(path, self._rows("roots"))}
+        self._token_files: dict[str, TokenFiles] = {}  # by identity
         self._segments: dict[str, list[Segment]] = {}
         self._dead: dict[str, list[NDArray[np.int64]]] = {}
         for segment_id, space, filename, count, size in self._rows("segments", model.model_id):
@@ -309,6 +336,7 @@ class Snapshot:
                 self._probe = None
             self._segments.clear()
             self._dead.clear()
+            self._token_files.clear()
 
     def _rows(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
         return self.select(SQL[name], parameters)
@@ -451,6 +479,69 @@ class Snapshot:
             )
         return rows
 
+    def tokens(
+        self, item_ids: Sequence[int] | NDArray[np.int64], identity: str
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
+        """The compressed tokens of pictures that an encoder of this `token_identity` has made.
+
+        Files are opened by the first call. What was merged since this snapshot was opened is found where it is now.
+
+        Args:
+            item_ids: n items; those that are no pictures, or not there, have no tokens.
+            identity: `TokenEncoder.token_identity`.
+
+        Returns:
+            Which of the items have tokens, bool (n), and their tokens, int8 (n, length, width), with zeros for the
+            others; (n, 0, 0) where there are none of this identity.
+        """
+        wanted = [int(id_) for id_ in item_ids]
+        embedding_of = dict(self._rows("embeddings_of_items", "image", json.dumps(wanted)))
+        ids = np.array([embedding_of.get(id_, -1) for id_ in wanted], np.int64)
+        return self._tokens_of(identity).take(ids)
+
+    def without_tokens(self, identity: str) -> NDArray[np.int64]:
+        """Ids of the embeddings of pictures that have no tokens of this identity, ascending, int64 (n)."""
+        pairs = zip(self._segments.get("image", []), self._dead.get("image", []), strict=True)
+        ids = np.concatenate([np.empty(0, np.int64), *(np.delete(one.ids, dead) for one, dead in pairs)])
+        return np.sort(ids[~self._tokens_of(identity).has(ids)])
+
+    def _tokens_of(self, identity: str) -> TokenFiles:
+        """The open files of an identity."""
+        if identity not in self._token_files:
+            from mmsearch.retrieval.store.tokens import TokenFiles, TokenRow
+
+            asked = (self._model_id, identity)
+            rows = self._rows("tokens", *asked)
+            for _ in range(_ATTEMPTS):
+                files = TokenFiles(self.path / layout.SEGMENTS, (TokenRow(*row) for row in rows), identity)
+                before, rows = rows, self._newest_rows("tokens", *asked) if files.missing else rows
+                if rows == before:
+                    break
+            for name in (*files.missing, *files.damaged):
+                _log.warning("%s cannot be used; %s", self.path / layout.SEGMENTS / name, layout.RESTORE)
+            self._token_files[identity] = files
+        return self._token_files[identity]
+
+    def _newest_rows(self, name: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """The rows of the newest generation of the same index; none where that is gone."""
+        try:
+            catalog = os.stat(self.path / layout.CATALOG)
+            if (catalog.st_dev, catalog.st_ino) != self._file:
+                return []
+            with closing(connect(self.path)) as connection:
+                return connection.execute(SQL[name], parameters).fetchall()
+        except (OSError, sqlite3.Error, IndexNotFound, IndexUnusable):
+            return []
+
+    def files_of(self, embedding_ids: Sequence[int]) -> list[PictureFile]:
+        """Where the pictures of some embeddings are, as last read: each file, by embedding. Rows have no file."""
+        found = self._rows("files_of_embeddings", json.dumps([int(id_) for id_ in embedding_ids]))
+        return [
+            PictureFile(embedding_id, key, root.path, absolute_path(root.path, uri), Stamp(size, mtime_ns))
+            for embedding_id, key, root_id, uri, size, mtime_ns in found
+            if (root := self._roots[root_id]).kind == "folder"
+        ]
+
     def embeddings(self, space: Modality) -> Embeddings:
         """The vectors of a space, for who looks at all of them."""
         return Embeddings(self._segments.get(space, []), self._dead.get(space, []), self.dim)
@@ -575,7 +666,7 @@ class Snapshot:
             items=sum(self.counts.values()),
             images=self.counts["image"],
             texts=self.counts["text"],
-            segments=sum(len(segments) for segments in self._segments.values()),
+            segments=sum(map(len, self._segments.values())) + self._rows("token_files", self._model_id)[0][0],
             bytes=layout.index_bytes(self.path),
             roots=tuple(roots),
             failed=tuple(self.failures()),

@@ -20,14 +20,17 @@ UNREAD = "UPDATE assets SET size = -1, content_hash = NULL WHERE"
 
 
 def mend(found: Findings, steps: Steps) -> None:
-    """Takes lost segments out of the catalog, and puts right what it counts; one transaction."""
+    """Takes lost segments and tokens out of the catalog, and puts right what it counts; one transaction."""
     steps("repair:aside")
-    for name in found.lost:
+    for name in (*found.lost, *found.lost_tokens):
         set_aside(found.path, found.path / layout.SEGMENTS / name)
     with transaction(found.path / layout.CATALOG) as connection:
         steps("repair:catalog")
         for name in found.lost:
             _drop_segment(connection, found.named[name])
+        connection.executemany(
+            "DELETE FROM tokens WHERE segment_id = ?", [(found.tokens[n],) for n in found.lost_tokens]
+        )
         query = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'generation'"
         settle(connection, connection.execute(query).fetchone()[0] + 1)
         steps("repair:commit")
@@ -37,7 +40,7 @@ def mend(found: Findings, steps: Steps) -> None:
 def sweep(found: Findings, steps: Steps) -> None:
     """Removes what nothing names; the caller holds the lock. A catalog that a repair has replaced is kept."""
     steps("repair:sweep")
-    for name in found.orphans:
+    for name in (*found.orphans, *found.orphan_tokens):
         (found.path / layout.SEGMENTS / name).unlink(missing_ok=True)
     for name in found.leftovers:
         if name.startswith(layout.OLD_CATALOG):

@@ -2,7 +2,8 @@
 
 What segments say is the truth about embeddings. Items are kept where their asset and their embedding are there and
 fit by content. Every other embedding waits in `salvaged`, with the id that its item had, for a scan to find its
-content again: no file has to be encoded twice.
+content again: no file has to be encoded twice. Tokens are derived and do not count: their files are left for the
+next sweep.
 
 The new catalog is finished beside the old one before anything is moved, so a salvage that ends early has lost
 nothing, and another one starts afresh. While the old one is moved away it is called `OLD_CATALOG`, where that other
@@ -70,6 +71,7 @@ class Salvage:
         """`model` names the encoder of segments that do not say the name of theirs."""
         self._index = found.path
         self._checks = found.segments
+        self._tokens = (*found.tokens, *found.orphan_tokens)
         self._name = model
         self._steps = steps
         self._now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -381,9 +383,10 @@ class Salvage:
             "items": max((int(segment.item_ids.max(initial=0)) for segment in segments), default=0),
             "embeddings": max((int(segment.ids.max(initial=0)) for segment in segments), default=0),
             "segments": max((_segment_number(name) for name in self._checks), default=0),
+            "tokens": max((_segment_number(name) for name in self._tokens), default=0),
         }
-        columns = {"items": "item_id", "embeddings": "embedding_id", "segments": "segment_id", "assets": "asset_id"}
-        for table, column in {**columns, "roots": "root_id", "models": "model_id"}.items():
+        columns = {"items": "item_id", "embeddings": "embedding_id", "segments": "segment_id", "tokens": "segment_id"}
+        for table, column in {**columns, "assets": "asset_id", "roots": "root_id", "models": "model_id"}.items():
             last = max(seen.get(table, 0), remains.used(table), *_largest(connection, table, column))
             if table == "items":
                 last = max(last, *_largest(connection, "salvaged", "item_id")) + _ID_GAP

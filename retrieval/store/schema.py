@@ -126,6 +126,19 @@ SEGMENTS = _table(
     sa.Column("backend", sa.Text, nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),
 )
+TOKENS = _table(  # files with compressed tokens of pictures: derived, `mmsearch index` makes anew what is not there
+    "tokens",
+    sa.Column("segment_id", sa.Integer, primary_key=True),
+    sa.Column("model_id", sa.Integer, nullable=False),
+    sa.Column("identity", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False, unique=True),
+    sa.Column("length", sa.Integer, nullable=False),  # tokens of a picture
+    sa.Column("width", sa.Integer, nullable=False),  # numbers of a token
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("checksum", sa.LargeBinary, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+)
 EMBEDDINGS = _table(
     "embeddings",
     sa.Column("embedding_id", sa.Integer, primary_key=True),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmsearch.retrieval.errors import IndexCorrupt, IndexTooNew
+from mmsearch.retrieval.store import layout
 from mmsearch.retrieval.store.quiet import READ_ERRORS
 from mmsearch.retrieval.store.segments import Segment
 
@@ -92,7 +93,8 @@ def check_segment(path: Path, expected: Mapping[str, Any] | None, told: Callable
         return bad("segment-checksum", "its bytes are not those that were written (checksum)", checksum)
     if not (longest <= longest_allowed):
         return bad("segment-vectors", "it has vectors that are not finite or longer than it says", checksum)
-    if not ascending or segment.header.get("space") not in ("image", "text"):
+    spaces = (layout.TOKENS,) if layout.is_token_name(path.name) else ("image", "text")
+    if not ascending or segment.header.get("space") not in spaces:
         return bad("segment-damaged", "its header or its order of rows is damaged", checksum)
     return SegmentCheck(path.name, segment, checksum, size)
 

@@ -2,7 +2,8 @@
 
 docs/storage.md describes the bytes. The last section of a file is what `faiss.serialize_index` writes for a flat
 inner-product index, so FAISS opens it as it is; its tail are the raw rows, so numpy maps them without a copy.
-Writing needs no FAISS: the few header bytes are packed here, and a test holds them equal to FAISS's own.
+Writing needs no FAISS: the few header bytes are packed here, and a test holds them equal to FAISS's own. Rows of
+8 bits, which are tokens and are not searched, have no such block.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DType = Literal["float32", "float16"]
+RowType = Literal["float32", "float16", "int8"]
 
 SEGMENT_VERSION = 1
 MAGIC = b"MMSEG"
@@ -35,7 +37,7 @@ ABOUT_BYTES = 3328
 """What a header has room for beside the numbers, in bytes of JSON."""
 KEY_BYTES = 32
 
-_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2"), "int8": np.dtype("i1")}
 _ALIGN = 64
 _BLOCK_ROWS = 16_384
 _SCAN_BYTES = 2**20
@@ -63,7 +65,7 @@ class SegmentRows:
         ids: embedding ids, int64 (n).
         keys: content keys, uint8 (n, 32).
         item_ids: smallest item id of each embedding, int64 (n); 0 for none.
-        blocks: float arrays (m, dim) that make up all n rows in order.
+        blocks: arrays (m, dim) that make up all n rows in order.
         max_norm: no row is longer than this.
     """
 
@@ -80,7 +82,7 @@ def write_segment(
     *,
     space: str,
     dim: int,
-    dtype: DType,
+    dtype: RowType,
     about: Mapping[str, Any],
     steps: Callable[[str], None],
 ) -> SegmentFile:
@@ -112,8 +114,10 @@ def write_segment(
         for name, array in (("ids", rows.ids), ("keys", rows.keys), ("item_ids", rows.item_ids)):
             pad(header[f"{name}_offset"])
             put(_bytes_of(array))
-        pad(header["faiss_offset"])
-        put(_faiss_header(len(rows.ids), dim, dtype))
+        if "faiss_offset" in header:
+            pad(header["faiss_offset"])
+            put(_faiss_header(len(rows.ids), dim, dtype))
+        pad(header["vectors_offset"])
         for block in rows.blocks:
             put(_bytes_of(np.asarray(block, dtype=_DTYPES[dtype])))
         if written != header["bytes"]:
@@ -133,10 +137,10 @@ def _bytes_of(array: NDArray[Any]) -> bytes | memoryview:
 
 
 def _plan(count: int, *, space: str, dim: int, dtype: str, max_norm: float) -> dict[str, Any]:
-    """The header: every section starts at a multiple of 64, the FAISS block so that its rows do."""
+    """The header: every section starts at a multiple of 64, the FAISS block, if any, so that its rows do."""
     keys = _aligned(HEADER_BYTES + 8 * count)
     item_ids = _aligned(keys + KEY_BYTES * count)
-    prefix = len(_faiss_header(count, dim, dtype))
+    prefix = 0 if dtype == "int8" else len(_faiss_header(count, dim, dtype))
     vectors = _aligned(item_ids + 8 * count + prefix)
     return {
         "version": SEGMENT_VERSION,
@@ -147,7 +151,7 @@ def _plan(count: int, *, space: str, dim: int, dtype: str, max_norm: float) -> d
         "ids_offset": HEADER_BYTES,
         "keys_offset": keys,
         "item_ids_offset": item_ids,
-        "faiss_offset": vectors - prefix,
+        **({"faiss_offset": vectors - prefix} if prefix else {}),
         "vectors_offset": vectors,
         "bytes": vectors + count * dim * _DTYPES[dtype].itemsize,
         "max_norm": max_norm,
@@ -179,7 +183,7 @@ class Segment:
         ids: embedding ids, ascending, int64 (n).
         keys: content keys, uint8 (n, 32).
         item_ids: smallest item id of each embedding when the file was written, int64 (n).
-        rows: the vectors, float32 or float16 (n, dim), read-only.
+        rows: the vectors, float32 or float16 (n, dim), or tokens, int8; read-only.
         max_norm: no row is longer than this.
     """
 

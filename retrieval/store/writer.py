@@ -18,6 +18,7 @@ from mmsearch.retrieval.store.publish import Batch, Kind, SegmentStore
 from mmsearch.retrieval.store.records import AssetRecord, Model, NewItem
 from mmsearch.retrieval.store.segments import KEY_BYTES, DType
 from mmsearch.retrieval.store.session import Session
+from mmsearch.retrieval.store.token_segments import TokenBatch, TokenKind, TokenSegments
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, Root
 
 if TYPE_CHECKING:
@@ -37,12 +38,14 @@ class Writer(Session):
         self._steps = steps
         self._models = Models(self._catalog)
         self._segments = SegmentStore(path, self._catalog, self._models, dtype=dtype, steps=steps)
+        self._tokens = TokenSegments(path, self._catalog, self._segments.live_ids, steps=steps)
         self._dirty = False  # something that readers could see has changed
         self._touched_rows = False  # something has changed
         self._unfilled: set[tuple[int, str, bytes]] = set()  # model, space, key of vectors that have not come yet
         self._left: set[tuple[int, str]] = set()  # pictures that rows of manifests have let go
         self._expected: set[tuple[int, str]] = set()  # pictures that rows still to come will name
         self._vectors: dict[Kind, list[Batch]] = {}
+        self._token_rows: dict[TokenKind, list[TokenBatch]] = {}
         try:
             with self._guard():
                 self._segments.sweep()
@@ -237,6 +240,45 @@ class Writer(Session):
             self._vectors.setdefault(Kind(model_id, space, precision, device, backend), []).append(batch)
             self._changed()
 
+    def embed_tokens(
+        self, keys: Sequence[bytes], tokens: NDArray[np.int8], *, identity: str, model_id: int | None = None
+    ) -> None:
+        """Gives tokens to pictures that have an embedding, this transaction's included; those with tokens keep them.
+
+        Args:
+            keys: n content keys of pictures.
+            tokens: int8 (n, length, width); `TokenEncoder` says of which shape.
+            identity: `TokenEncoder.token_identity`; who reads the tokens asks for it.
+            model_id: of the model whose embeddings these are; the current one by default.
+
+        Raises:
+            ValueError: the tokens have another shape or type, or a picture has no embedding.
+        """
+        if tokens.ndim != 3 or len(tokens) != len(keys) or tokens.dtype != np.int8:
+            raise ValueError(f"tokens must be int8 ({len(keys)}, length, width), not {tokens.dtype} {tokens.shape}")
+        if not len(keys):
+            return
+        with self._guard():
+            model_id = model_id or self._catalog.model_id
+            known = self._catalog.embedding_ids("image", keys, model_id)
+        if len(known) < len(set(keys)):
+            raise ValueError(f"{len(set(keys)) - len(known)} pictures with tokens have no embedding")
+        ids = np.array([known[key] for key in keys], np.int64)
+        key_bytes = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        kind = TokenKind(model_id, identity, *tokens.shape[1:])
+        batch = TokenBatch(ids, key_bytes, tokens.reshape(len(keys), -1))
+        self._token_rows.setdefault(kind, []).append(batch)
+        self._changed()
+
+    def drop_other_tokens(self, identity: str) -> int:
+        """Commits, then lets go of tokens of the current model that are not of this identity.
+
+        Returns how many files that was.
+        """
+        self.commit()
+        with self._whole():
+            return self._tokens.drop_others(self._catalog.model_id, identity)
+
     def move(self, root: str, old_uri: str, ref: ItemRef) -> None:
         """Gives an asset, with its items, a new uri and stamp; what was at the new uri is removed.
 
@@ -395,7 +437,9 @@ class Writer(Session):
                     return model.model_id
                 if model.model_id != self._catalog.model_id:
                     self._models.drop(model.model_id)
-                    self._vectors = {kind: some for kind, some in self._vectors.items() if kind[0] != model.model_id}
+                    gone = model.model_id
+                    self._vectors = {kind: some for kind, some in self._vectors.items() if kind.model_id != gone}
+                    self._token_rows = {kind: some for kind, some in self._token_rows.items() if kind.model_id != gone}
             self._changed(visible=False)
             return self._models.add(name, identity, dim, max_tokens)
 
@@ -462,6 +506,7 @@ class Writer(Session):
             self._steps("commit:segments")
             generation += 1
             self._segments.write(self._vectors, generation)
+            self._tokens.write(self._token_rows, generation)
             self._steps("commit:catalog")
             self._catalog.update_tombstones(generation)
             self._catalog.update_words()
@@ -490,11 +535,15 @@ class Writer(Session):
         self._unfilled.clear()
         self._left.clear()
         self._vectors.clear()
+        self._token_rows.clear()
 
     # Merging
 
     def merge(self, *, all_segments: bool = False) -> int:
         """Commits, then merges small segments and drops tombstones; returns how many segments were merged.
+
+        Files of tokens are merged in the same way, without the rows of embeddings that are gone; one that is missing
+        or damaged is dropped.
 
         With `all_segments` each space becomes one segment without tombstones; that costs a copy of everything.
 
@@ -509,7 +558,8 @@ class Writer(Session):
         """
         self.commit()
         with self._whole():
-            return self._segments.merge(all_segments=all_segments)
+            merged = self._segments.merge(all_segments=all_segments)
+            return merged + self._tokens.merge(all_segments=all_segments)
 
 
 def _checked(key: bytes) -> bytes:

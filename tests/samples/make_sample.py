@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from store_kit import enrich, prepare
+from store_kit import enrich, enrich_with_tokens, prepare
 
 from mmsearch.retrieval.store import layout
 
@@ -19,6 +19,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = prepare(Path(folder) / "photos" / "index")
         enrich(store)
+        enrich_with_tokens(store)
         (store.path / layout.LOCK).unlink()
         for name in ("-wal", "-shm"):
             log = store.path / f"{layout.CATALOG}{name}"

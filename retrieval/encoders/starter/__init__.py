@@ -18,6 +18,7 @@ import numpy as np
 
 from mmsearch.retrieval.encoders.cells import WINDOW, Cells, spread
 from mmsearch.retrieval.encoders.machine import usable_cpus
+from mmsearch.retrieval.encoders.starter.joint import JointModel
 from mmsearch.retrieval.encoders.starter.tokenizer import UnigramTokenizer
 
 if TYPE_CHECKING:  # numpy.typing costs a cold query as much as the search itself
@@ -113,6 +114,21 @@ class StarterEncoder:
         return Weights(self._folder / "weights.safetensors")
 
     @cached_property
+    def joint(self) -> JointModel:
+        """The joint model beside it."""
+        return JointModel(self.dim, self._threads, self._folder / "joint")
+
+    @property
+    def token_identity(self) -> str | None:
+        """That of the joint model; None for a bundle without one, which makes no tokens."""
+        return self.joint.token_identity if (self._folder / "joint").is_dir() else None
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(rows, width) of what `encode_image_tokens` gives of a picture."""
+        return self.joint.shape
+
+    @cached_property
     def tokenizer(self) -> UnigramTokenizer:
         """The unigram tokenizer."""
         pieces = (self._folder / "pieces.txt").read_text("utf-8").split("\n")
@@ -132,6 +148,22 @@ class StarterEncoder:
             for start in range(0, len(arrays), self.batch_size)
         ]
         return self._normalised(rows)
+
+    def encode_image_tokens(self, arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """The rows of `encode_images`, and of the same pass what the joint model keeps: int8 (n, *token_shape)."""
+        rows: list[NDArray[np.float32]] = []
+        tokens = [np.empty((0, *self.token_shape), np.int8)]
+        for start in range(0, len(arrays), self.batch_size):
+            pixels = np.stack(arrays[start : start + self.batch_size])
+            embeddings, cells = self._tower("cells.onnx").run(None, {"pixels": pixels})
+            rows.append(embeddings)
+            tokens.append(self.joint.tokens(cells, embeddings))
+        return self._normalised(rows), np.concatenate(tokens)
+
+    def encode_text_states(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The row of `encode_texts` (dim,), and the states of the text's tokens (length, width)."""
+        embeddings, states = self._tower("states.onnx").run(None, self._states([self.tokenizer.encode(text)]))
+        return self._normalised([embeddings])[0], states[0]
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Texts to (n, dim) float32 rows of length 1; tokens over `max_tokens` are cut off at the end."""
