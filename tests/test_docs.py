@@ -244,7 +244,7 @@ def _joint_tables(repository: Path) -> dict[str, str]:
     time = result["time"]
     spent = (
         f"A query takes {time['ms per query']:.0f} ms to rerank on two cores, its own reading included: "
-        f"{time['ms per candidate']:.1f} ms for a candidate, {time['points of success@1 per 100 ms']:.1f} points of "
+        f"{time['ms per candidate']:.1f} ms\nfor a candidate, {time['points of success@1 per 100 ms']:.1f} points of "
         f"success@1 for 100 ms (English). A picture takes {time['bytes per picture']:,} bytes.\n"
     )
     return {
