@@ -24,6 +24,7 @@ from mmsearch.indexers.rowsources import RowRef
 from mmsearch.indexers.tokens import Encode, Encoded, picture_encoder, text_encoder
 from mmsearch.retrieval.encoders import as_token_encoder
 from mmsearch.retrieval.errors import ModelMismatch
+from mmsearch.retrieval.media import text_hash
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.types import AssetMetadata, Failure, ItemRef, Modality
 
@@ -453,11 +454,4 @@ def _read(ref: ItemRef, max_tokens: int | None) -> ReadFile:
 
 
 def _keys(file: ReadFile) -> tuple[bytes, ...]:
-    return tuple(text_key(chunk.text) for chunk in file.chunks)
-
-
-def text_key(text: str) -> bytes:
-    """The content key of a text chunk: equal texts share one embedding."""
-    from mmsearch.retrieval.media import content_hash
-
-    return content_hash(text.encode("utf-8", "surrogatepass"))
+    return tuple(text_hash(chunk.text) for chunk in file.chunks)

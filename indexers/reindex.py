@@ -17,12 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmsearch.indexers.chunks import cut_further
-from mmsearch.indexers.ingest import Observer, Progress, text_key
+from mmsearch.indexers.ingest import Observer, Progress
 from mmsearch.indexers.interrupt import Interrupt, Stopped
 from mmsearch.indexers.readahead import DecodedImage, ReadFile, decode_image, read_file
 from mmsearch.indexers.staging import Staging
 from mmsearch.indexers.tokens import picture_encoder, text_encoder
 from mmsearch.retrieval.errors import IndexUnusable
+from mmsearch.retrieval.media import text_hash
 from mmsearch.retrieval.store import NewItem
 from mmsearch.retrieval.store.diagnosis import counted
 from mmsearch.retrieval.types import ItemRef, ReindexReport, Stamp
@@ -147,7 +148,7 @@ def _require_all(staging: Staging, old_name: str) -> None:
 def _recut(max_chars: int, fragment: str | None, text: str) -> list[NewItem]:
     """What a text item becomes; for most the same, with the content key of its text."""
     pieces = cut_further(fragment, text, max_chars=max_chars)
-    return [NewItem("text", text_key(piece), fragment=part, text=piece) for part, piece in pieces]
+    return [NewItem("text", text_hash(piece), fragment=part, text=piece) for part, piece in pieces]
 
 
 def embed_texts(staging: Staging) -> int:

@@ -244,7 +244,9 @@ class _Evaluation:
                 )
                 outcomes = outcomes_of_vectors(found, self._asked.directions)
                 seconds = round(time.monotonic() - began, 3)
-                systems.append(System(encoder.name, encoder.name, None, outcomes, found.stored, seconds))
+                systems.append(
+                    System(encoder.name, encoder.name, None, outcomes, found.stored, found.stored_texts, seconds)
+                )
                 used, failed = found.captions, found.failed
                 if answers is None and (self._asked.run or self._asked.compare):
                     answers = answers_of_vectors(found, self._asked.directions[0], self._asked.depth)
@@ -314,7 +316,7 @@ class _Evaluation:
                 asked = [f"{key} {value}" for key, value in self._asked.options.items()]
                 name = ", ".join([model, mode or "search", *asked, *([reranker] if reranker else [])])
                 outcomes = outcomes_of_answers(answers)
-                systems.append(System(name, model, mode, outcomes, 0, seconds, rerank=reranker))
+                systems.append(System(name, model, mode, outcomes, seconds=seconds, rerank=reranker))
         report = EvalReport(
             source,
             tuple(systems),

@@ -89,6 +89,11 @@ def content_hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=32).digest()
 
 
+def text_hash(text: str) -> bytes:
+    """32 bytes (BLAKE2b) that stand for a text, or a piece of one: equal texts share one embedding."""
+    return content_hash(text.encode("utf-8", "surrogatepass"))
+
+
 def decode_text(content: bytes) -> str:
     """The text of a .txt or .md file: UTF-8, or UTF-16/UTF-32 with a byte order mark; line ends are kept.
 

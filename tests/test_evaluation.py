@@ -183,6 +183,25 @@ def test_stored_vectors_are_used(captions: Path, index: Path, monkeypatch: pytes
     assert [one.measures for one in report.systems[0].outcomes] == [one.measures for one in fresh.systems[0].outcomes]
 
 
+def test_stored_captions_are_used_too(captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = mmsearch.evaluate(captions, languages=["en"])
+    records = json.loads(captions.read_text("utf-8"))
+    with mmsearch.open(tmp_path / "both", model="starter") as opened:
+        for number, record in enumerate(records):
+            image = captions.parent / record["file_name"]
+            opened.add([mmsearch.Item(id=number, text=record["captions"], image=image)])
+
+    def refuse(self: object, given: object) -> None:
+        raise AssertionError("the index has these")
+
+    monkeypatch.setattr(FakeEncoder, "encode_images", refuse)
+    monkeypatch.setattr(FakeEncoder, "encode_texts", refuse)
+    report = mmsearch.evaluate(captions, index=tmp_path / "both", languages=["en"])
+    system = report.systems[0]
+    assert (system.stored, system.stored_captions) == (4, 8)
+    assert [one.measures for one in system.outcomes] == [one.measures for one in fresh.systems[0].outcomes]
+
+
 def test_an_index_is_asked_through_its_search(run: Run, captions: Path, index: Path) -> None:
     before = {path.name: path.read_bytes() for path in index.iterdir() if path.suffix == ".sqlite"}
     done = run("eval", captions, "--index", index, "--mode", "dense", "--mode", "lexical", "--language", "en", "--json")

@@ -53,8 +53,7 @@ from numpy.typing import NDArray
 
 import mmsearch
 from mmsearch.indexers import pipeline, reindex
-from mmsearch.indexers.ingest import text_key
-from mmsearch.retrieval.media import content_hash
+from mmsearch.retrieval.media import content_hash, text_hash
 from mmsearch.retrieval.store import LocalStore, Snapshot, doctor
 from mmsearch.retrieval.types import Modality
 from mmsearch.retrieval.uris import uri_to_path
@@ -201,7 +200,7 @@ class IndexMachine(RuleBasedStateMachine):
             ("image", content_hash(picture(name))): ("image", name) for name in COLOURS
         }
         for words in {part.content for name in WORDS for part in parts_of_file("", name)} | {*WORDS}:
-            keys["text", text_key(words)] = ("text", words)
+            keys["text", text_hash(words)] = ("text", words)
         if not self.exists:
             return set()
         query = "SELECT space, content_key FROM embeddings JOIN models USING (model_id) WHERE identity = ?"

@@ -21,14 +21,13 @@ from PIL import Image
 
 from mmsearch.indexers import reindex as reindexing
 from mmsearch.indexers import staging
-from mmsearch.indexers.ingest import text_key
 from mmsearch.indexers.paths import open_sources
 from mmsearch.indexers.pipeline import Progress, index_sources
 from mmsearch.indexers.reindex import reindex
 from mmsearch.indexers.rescan import rescan_sources
 from mmsearch.retrieval.encoders.fake import FakeEncoder
 from mmsearch.retrieval.errors import IndexLocked, IndexUnusable
-from mmsearch.retrieval.media import content_hash
+from mmsearch.retrieval.media import content_hash, text_hash
 from mmsearch.retrieval.probes import PROBES
 from mmsearch.retrieval.store import LocalStore, NewItem, Snapshot
 from mmsearch.retrieval.types import AssetMetadata, ItemRef, Modality, ReindexReport, Report, Root, Stamp
@@ -698,11 +697,11 @@ def test_texts_that_a_program_gave(tmp_path: Path, encoder: FakeEncoder) -> None
     long = "Red apples, green apples; and blue ones. " * 4
     given = content_hash(b"a vector")
     give(path, "id=1", [NewItem("text", given, None, "a red rose")])
-    give(path, "id=2", [NewItem("text", text_key("a red rose"), None, "a red rose")])
+    give(path, "id=2", [NewItem("text", text_hash("a red rose"), None, "a red rose")])
     give(path, "id=3", [NewItem("text", content_hash(b"another"), None, long)])
-    give(path, "id=4", [NewItem("text", text_key(long), "page=7", long)])
+    give(path, "id=4", [NewItem("text", text_hash(long), "page=7", long)])
     give(path, "id=5", [NewItem("text", content_hash(b"third"), "char=1000-1164", long)])
-    give(path, "id=6", [NewItem("text", text_key("  "), None, "  ")])
+    give(path, "id=6", [NewItem("text", text_hash("  "), None, "  ")])
     with LocalStore.open(path).snapshot() as snapshot:
         before = [record.item_id for record in snapshot.all_items()]
     new = Other(max_tokens=12)
@@ -730,7 +729,7 @@ def test_what_a_program_gave_without_a_file_or_text(tmp_path: Path, encoder: Fak
     path = make(tmp_path / "index", encoder).path
     give(path, "id=1", [NewItem("image", content_hash(b"pixels"))], "image")
     give(path, "id=2", [NewItem("text", content_hash(b"vector"))])
-    give(path, "id=3", [NewItem("text", text_key("a rose"), None, "a rose")])
+    give(path, "id=3", [NewItem("text", text_hash("a rose"), None, "a rose")])
     with pytest.raises(IndexUnusable, match=r"2 items .*given without the text.*given without a file"):
         change(path, Other())
     report = change(path, Other(), drop=True)

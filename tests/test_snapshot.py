@@ -256,7 +256,7 @@ def test_every_statement_of_the_reader_fits_the_schema(store: LocalStore) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["items_of_embeddings", "embeddings_of_items", "items", "pictures_of_hash", "assets", "assets_at", "removed"],
+    ["items_of_embeddings", "embeddings_of_items", "items", "items_of_hash", "assets", "assets_at", "removed"],
 )
 def test_no_statement_of_a_query_reads_a_whole_table(store: LocalStore, name: str) -> None:
     connection = reader.connect(store.path)

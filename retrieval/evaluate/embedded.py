@@ -14,7 +14,7 @@ import numpy as np
 
 from mmsearch.retrieval.errors import MediaError, UsageError
 from mmsearch.retrieval.evaluate.datasets import Caption, CaptionSet
-from mmsearch.retrieval.media import content_hash, load_image
+from mmsearch.retrieval.media import content_hash, load_image, text_hash
 from mmsearch.retrieval.types import Failure
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class EmbeddedSet:
         images: float32 (pictures, dim).
         texts: float32 (captions, dim).
         stored: how many of the images were in the index already.
+        stored_texts: how many of the captions were.
         failed: pictures that could not be read, and why.
     """
 
@@ -47,6 +48,7 @@ class EmbeddedSet:
     images: NDArray[np.float32]
     texts: NDArray[np.float32]
     stored: int
+    stored_texts: int
     failed: tuple[Failure, ...]
 
 
@@ -63,7 +65,8 @@ def embed(
     Args:
         captions: the set.
         encoder: a dual encoder.
-        snapshot: of an index; its vectors are taken for pictures of the same content if it is of the same model.
+        snapshot: of an index; its vectors are taken for pictures and texts of the same content if it is of the same
+            model.
         threads: to read and decode with; as many as there are processors by default.
         progress: told of pictures and captions.
 
@@ -78,15 +81,23 @@ def embed(
         broken = set(failed)
         captions = without(captions, broken)
         images = images[[row for row in range(len(images)) if row not in broken]]
-    distinct = list(dict.fromkeys(caption.text for caption in captions.captions))
-    rows: dict[str, NDArray[np.float32]] = {}
+    rows = {} if snapshot is None else _stored_texts(captions, snapshot)
+    stored_texts = sum(caption.text in rows for caption in captions.captions)
+    distinct = list(dict.fromkeys(caption.text for caption in captions.captions if caption.text not in rows))
     for start in range(0, len(distinct), _TEXTS):
         tell("captions", start, len(distinct))
         batch = distinct[start : start + _TEXTS]
         rows.update(zip(batch, encoder.encode_texts(batch), strict=True))
     tell("captions", len(distinct), len(distinct))
     texts = np.stack([rows[caption.text] for caption in captions.captions]).astype(np.float32, copy=False)
-    return EmbeddedSet(captions, images, texts, stored, tuple(failed.values()))
+    return EmbeddedSet(captions, images, texts, stored, stored_texts, tuple(failed.values()))
+
+
+def _stored_texts(captions: CaptionSet, snapshot: Snapshot) -> dict[str, NDArray[np.float32]]:
+    """The vectors of those captions that are items of the index."""
+    found = {text: snapshot.texts_of_hash(text_hash(text)) for text in {caption.text for caption in captions.captions}}
+    items = {text: ids[0] for text, ids in found.items() if ids}
+    return dict(zip(items, snapshot.vectors("text", list(items.values())), strict=True)) if items else {}
 
 
 def without(captions: CaptionSet, rows: set[int]) -> CaptionSet:

@@ -65,6 +65,7 @@ class System:
         mode: how an index was searched; None where vectors were compared with each other.
         outcomes: in the order of directions, then languages.
         stored: how many vectors of pictures came out of the index.
+        stored_captions: how many vectors of captions did.
         seconds: wall-clock time, the loading of the model included.
         rerank: name of the reranker of an index's searches.
     """
@@ -74,6 +75,7 @@ class System:
     mode: str | None
     outcomes: tuple[Outcome, ...]
     stored: int = 0
+    stored_captions: int = 0
     seconds: float = 0.0
     rerank: str | None = None
 
@@ -167,7 +169,8 @@ def _system(system: System) -> dict[str, Any]:
         if outcome.language == first.language:
             found[outcome.direction] = measures
     found |= {"queries": first.queries, "model": system.model, "language": first.language}
-    found |= {"system": system.name, "mode": system.mode, "rerank": system.rerank, "stored": system.stored}
+    found |= {"system": system.name, "mode": system.mode, "rerank": system.rerank}
+    found |= {"stored": system.stored, "stored_captions": system.stored_captions}
     found["ms_per_query"] = None if system.milliseconds is None else round(system.milliseconds, 2)
     if len(languages) > 1:
         found["languages"] = languages

@@ -84,9 +84,9 @@ SQL = {
         "SELECT item_id, fragment, text FROM items WHERE modality = 'text' AND item_id > ? AND item_id <= ?"
         " ORDER BY item_id LIMIT ?"
     ),
-    "pictures_of_hash": (
+    "items_of_hash": (
         "SELECT item_id FROM items JOIN embeddings USING (embedding_id)"
-        " WHERE model_id = ? AND space = 'image' AND content_key = ? ORDER BY item_id"
+        " WHERE model_id = ? AND space = ? AND content_key = ? ORDER BY item_id"
     ),
     "same_content": (
         "SELECT item_id FROM items WHERE embedding_id = (SELECT embedding_id FROM items WHERE item_id = ?)"
@@ -619,7 +619,14 @@ class Snapshot:
 
     def pictures_of_hash(self, content_hash: bytes) -> list[int]:
         """Ids of all image items of a picture with this content."""
-        return [row[0] for row in self._rows("pictures_of_hash", self._model_id, content_hash)]
+        return self._items_of_hash("image", content_hash)
+
+    def texts_of_hash(self, text_hash: bytes) -> list[int]:
+        """Ids of all text items with this text (`media.text_hash`)."""
+        return self._items_of_hash("text", text_hash)
+
+    def _items_of_hash(self, space: Modality, key: bytes) -> list[int]:
+        return [row[0] for row in self._rows("items_of_hash", self._model_id, space, key)]
 
     def same_content(self, item_id: int) -> frozenset[int]:
         """Ids of all items with the content of an item, itself included."""
