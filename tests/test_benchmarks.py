@@ -499,3 +499,39 @@ def test_train_times_random_weights_too(
     monkeypatch.setattr(sys, "argv", ["train.py", "--random", "unheard-of"])
     with pytest.raises(SystemExit, match="no architecture `unheard-of`"):
         script.main()
+
+
+@pytest.fixture
+def captioned(tmp_path: Path, draw: Callable[..., Path]) -> Path:
+    """Two sets of four photos, as `indexers.train.data` reads them."""
+    for folder in ("flickr8k", "coco_dev"):
+        entries = []
+        for number, colour in enumerate(("red", "green", "blue", "yellow")):
+            name = f"3{number}.png"
+            draw(tmp_path / "data" / folder / "images" / name, colour)
+            captions = [f"a {colour} square on a beach", f"one {colour} dog"]
+            entries.append({"file_name": name, "split": "val", "captions": captions, "captions_zh": ["一个红色的男人"]})
+        (tmp_path / "data" / folder / "captions.json").write_text(json.dumps(entries), "utf-8")
+    return tmp_path / "data"
+
+
+def test_joint_writes_its_figures(repository: Path, captioned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joint.json"
+    run_script(repository, "joint.py", "--data", captioned, "--out", out)
+    result = json.loads(out.read_text("utf-8"))
+    gain = result["text to image"]["flickr8k val en"]["success@1"]
+    assert gain["delta"] == pytest.approx(gain["after"] - gain["before"], abs=1e-3)
+    assert result["text to image"]["coco_dev en"]["success@5"]["before"] == 1.0  # of four photos
+    assert set(result["cross-fitted"]) == {"flickr8k val en", "flickr8k val zh"}
+    assert result["changed captions"]["flickr8k val en"]["all"]["captions"] > 8
+    assert result["time"]["bytes per picture"] == 29 * 128
+    assert result["time"]["ms per query"] > 0
+
+
+def test_filtered_writes_its_figures(repository: Path, captioned: Path, tmp_path: Path) -> None:
+    out = tmp_path / "filtered.json"
+    run_script(repository, "filtered.py", "--data", captioned, "--out", out)
+    (figure,) = json.loads(out.read_text("utf-8"))["figures"]  # no other filter lets a photo through
+    assert (figure["filter"], figure["pass"], figure["share"]) == ('path ~ "*/3*"', 4, 1.0)
+    assert figure["success@1"]["delta"] == 0.0
+    assert figure["success@10"]["with"] == 1.0

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,3 +269,36 @@ def test_the_figures_of_the_bundled_reranker_are_those_of_the_benchmark(
         path.write_text(expected, "utf-8")
     assert _JOINT.search(text)
     assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"
+
+
+def _filter_table(repository: Path) -> str:
+    result = json.loads((repository / "benchmarks" / "results" / "filtered.json").read_text("utf-8"))
+    rows = []
+    for figure in result["figures"]:
+        one, ten = figure["success@1"], figure["success@10"]
+        gain = f"{_number(one['delta'], signed=True)} ({_number(one['low'], signed=True)} to "
+        gain += f"{_number(one['high'], signed=True)})"
+        cells = [_number(each[which]) for each in (one, ten) for which in ("without", "with")]
+        rows.append([f"`{figure['filter']}`", str(figure["pass"]), *cells[:2], gain, *cells[2:]])
+    head = ["filter", "photos that pass", "success@1 without", "with", "difference", "success@10 without", "with"]
+    return _table(head, rows)
+
+
+def test_the_page_of_quality_shows_what_was_measured(repository: Path, request: pytest.FixtureRequest) -> None:
+    path = repository / "docs" / "quality.md"
+    page = path.read_text("utf-8")
+    table = f"<!-- filters -->\n{_filter_table(repository)}<!-- end -->\n"
+    expected = re.sub(r"<!-- filters -->\n.*?<!-- end -->\n", lambda _: table, page, flags=re.DOTALL)
+    if request.config.getoption("--update-goldens"):
+        path.write_text(expected, "utf-8")
+    assert path.read_text("utf-8") == expected, "run: sh scripts/update-docs"
+    known: set[str] = set()
+    for benchmark in ("quality", "queries", "filtered", "joint"):
+        result = json.loads((repository / "benchmarks" / "results" / f"{benchmark}.json").read_text("utf-8"))
+        known |= {_number(number) for number in _numbers(result)}
+    golden = (repository / "benchmarks" / "golden.toml").read_text("utf-8")
+    known |= {_number(number) for number in _numbers(tomllib.loads(golden))}
+    lines = [line for line in expected.splitlines() if line.startswith("|")]
+    shown = {figure for line in lines for figure in re.findall(r"(?<![\d.])\.\d{3}(?!\d)", line)}
+    assert len(shown) > 40
+    assert shown - known == set()
