@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast, get_args
 
 from mmsearch.index import Index
 from mmsearch.retrieval.errors import PathNotFound, UsageError
+from mmsearch.retrieval.options import DEPTH
 from mmsearch.retrieval.types import Mode
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.evaluate.rankings import Answers
     from mmsearch.retrieval.evaluate.report import Direction, EvalReport
     from mmsearch.retrieval.evaluate.topics import TopicSet
+    from mmsearch.retrieval.rerank import Reranker
     from mmsearch.retrieval.store.reader import Snapshot
     from mmsearch.retrieval.types import Failure
 
@@ -51,11 +53,12 @@ def evaluate(
     models: Sequence[str] = (),
     index: str | os.PathLike[str] | None = None,
     modes: Sequence[str] = (),
-    rerankers: Sequence[str] = (),
-    rerank_depth: int = 50,
+    rerankers: Sequence[str | Reranker] = (),
+    rerank_depth: int = DEPTH,
+    budget_ms: int | None = None,
+    sample: int | None = None,
     options: Mapping[str, Any] | None = None,
     depth: int = 100,
-    sample: int | None = None,
     run: str | os.PathLike[str] | None = None,
     compare: str | os.PathLike[str] | None = None,
     plot: str | os.PathLike[str] | None = None,
@@ -70,8 +73,9 @@ def evaluate(
 ) -> EvalReport:
     """Measures how often captions find their pictures, pictures their captions, and captions each other.
 
-    Without `modes` and `qrels` vectors are compared with each other, over the whole set. With them the queries go
-    through the search of an index, as users ask it. No index is changed, and none read that is not named.
+    Without `modes`, `rerankers` and `qrels` vectors are compared with each other, over the whole set. With
+    them the queries go through the search of an index, as users ask it. No index is changed, and none read that is not
+    named.
 
     Args:
         captions: a file or folder with captions (docs/evaluation.md has the formats), or TREC topics.
@@ -83,11 +87,13 @@ def evaluate(
         models: names of models; the first is compared with the others. By default the model of the index, else `auto`.
         index: an index folder. Its vectors are used for pictures that it has with the same model.
         modes: `dense`, `lexical`, `hybrid`: search the index in each of these modes.
-        rerankers: each is compared with the same search without it.
-        rerank_depth: how many of the first hits a reranker orders.
+        rerankers: names of `mmsearch models`, or rerankers of yours: each search of the index is made without one,
+            then with each of them, and these are compared.
+        rerank_depth: how many candidates of a query are reranked.
+        budget_ms: in how many milliseconds; what is not scored by then comes after what is.
+        sample: search with so many queries of each language only; drawn, the same ones every time.
         options: further arguments of `Index.search`, such as `where` or `fusion`.
         depth: how many hits a search is asked for, and how many a run file keeps.
-        sample: ask a search only so many queries, drawn at random, the same ones every time.
         run: file to write the answers to, as a TREC run; one system only.
         compare: a TREC run to compare with.
         plot: file to draw success@k to: .png, .svg or .pdf.
@@ -105,18 +111,20 @@ def evaluate(
         PathNotFound: a file or folder does not exist.
         MediaError: a file is not what it looks like.
         IndexNotFound: there is no index at the folder that was named.
-        MissingExtra: `plot` needs a package that is not installed.
+        ModelUnavailable: a model or reranker cannot be had.
+        MissingExtra: `plot` or a reranker needs a package that is not installed.
     """
     began = time.monotonic()
     if qrels is not None and (images is not None or split is not None or languages or directions):
         raise UsageError("TREC topics have no pictures, splits, languages or directions: leave these options out")
     asked = _Asked(
-        directions=_directions(directions, searched=bool(modes)),
+        directions=_directions(directions, searched=bool(modes or rerankers)),
         models=tuple(dict.fromkeys(models)),
         index=None if index is None else Path(os.path.abspath(os.path.expanduser(index))),
-        modes=tuple(dict.fromkeys(modes)) or ((None,) if qrels is not None else ()),
-        rerankers=tuple(dict.fromkeys(rerankers)),
+        modes=tuple(dict.fromkeys(modes)) or ((None,) if qrels is not None or rerankers else ()),
+        rerankers=tuple(rerankers),
         rerank_depth=rerank_depth,
+        budget_ms=budget_ms,
         sample=sample,
         options=dict(options or {}),
         depth=depth,
@@ -168,8 +176,9 @@ class _Asked:
     models: tuple[str, ...]
     index: Path | None
     modes: tuple[str | None, ...]
-    rerankers: tuple[str, ...]
+    rerankers: tuple[str | Reranker, ...]
     rerank_depth: int
+    budget_ms: int | None
     sample: int | None
     options: Mapping[str, Any]
     depth: int
@@ -181,24 +190,22 @@ class _Asked:
         """Raises where options do not go together, before anything takes long."""
         if self.depth < 1:
             raise UsageError(f"the depth must be 1 or more, not {self.depth}")
-        if self.sample is not None and self.sample < 1:
-            raise UsageError(f"a sample has 1 query or more, not {self.sample}")
-        if (self.rerankers or self.sample is not None) and not self.modes:
-            what = (
-                "a reranker orders what a search has found" if self.rerankers else "a sample is of a search's queries"
-            )
-            raise UsageError(f"{what}: add --index DIR and a mode, as in --mode dense")
         for mode in self.modes:
             if mode is not None and mode not in get_args(Mode):
                 raise UsageError(f"mode {mode!r} is none of {', '.join(get_args(Mode))}")
         if self.modes and self.index is None:
-            raise UsageError("a mode, and qrels, are about the search of an index: say which with --index")
+            raise UsageError("a mode, a reranker and qrels are about the search of an index: say which with --index")
         if self.modes and self.models:
             raise UsageError("an index is searched with its own model: take either models or modes")
         if self.options and not self.modes:
             raise UsageError(
                 f"{', '.join(self.options)} is about the search of an index: add a mode, as in --mode hybrid"
             )
+        if self.sample is not None and self.sample < 1:
+            raise UsageError(f"the sample must be of 1 query or more, not {self.sample}")
+        if self.sample is not None and not self.modes:
+            raise UsageError("a sample is for the search of an index: add a mode, as in --mode hybrid")
+        self._check_rerankers()
         if self.run is not None and (self.rerankers or max(len(self.models), len(self.modes)) > 1):
             raise UsageError("a run holds the answers of one system: name one model or one mode, and no reranker")
         for path in (self.run, self.plot):
@@ -210,6 +217,17 @@ class _Asked:
             from mmsearch.curves import require
 
             require(self.plot)
+
+    def _check_rerankers(self) -> None:
+        from mmsearch.retrieval.options import SearchOptions
+
+        if self.budget_ms is not None and not self.rerankers:
+            raise UsageError("a budget is the time for reranking: name a reranker, as in --rerank minilm")
+        twice = {"rerank", "depth", "budget_ms"}.intersection(self.options)
+        if self.rerankers and twice:
+            raise UsageError(f"{', '.join(sorted(twice))}: with rerankers to compare, this is no option of the search")
+        for reranker in self.rerankers:
+            SearchOptions(rerank=reranker, depth=self.rerank_depth, budget_ms=self.budget_ms)
 
 
 class _Evaluation:
@@ -267,14 +285,7 @@ class _Evaluation:
         with self._snapshot() as snapshot:
             assert snapshot is not None
             topics = captions_as_topics(captions, snapshot)
-        report = self._searched(topics, str(captions.source), "text_to_image")
-        known = {name for answers in topics.relevant.values() for name in answers}
-        return replace(
-            report,
-            pictures=len(known),
-            captions=len(topics.queries),
-            left_out=captions.left_out,
-        )
+        return replace(self._searched(topics, str(captions.source), "text_to_image"), left_out=captions.left_out)
 
     def of_topics(self, path: Path, qrels: Path) -> EvalReport:
         """The search of an index, asked with TREC topics."""
@@ -290,51 +301,70 @@ class _Evaluation:
         return self._searched(topics, str(path), "topics")
 
     def _searched(self, topics: TopicSet, source: str, direction: Direction) -> EvalReport:
-        from mmsearch.retrieval.evaluate.rankings import answers_of_search, outcomes_of_answers
-        from mmsearch.retrieval.evaluate.report import EvalReport, System
-        from mmsearch.retrieval.evaluate.topics import search_topics
+        from mmsearch.retrieval.evaluate.report import EvalReport, Sample
+        from mmsearch.retrieval.evaluate.searches import Search, systems_of
 
-        topics, every = topics.sampled(self._asked.sample), len(topics.queries)
-        systems = []
-        first: Answers | None = None
-        notices: dict[str, None] = {}
-        ways = [(mode, reranker) for mode in self._asked.modes for reranker in (None, *self._asked.rerankers)]
+        whole = len(topics.queries)
+        sample = None
+        if self._asked.sample is not None:
+            topics = topics.sample(self._asked.sample)
+            sample = Sample(self._asked.sample, len(topics.queries), whole)
+        searches = [
+            Search(mode, reranker, self._asked.rerank_depth, self._asked.budget_ms)
+            for rerankers in [(None, *self._rerankers())]
+            for mode in self._asked.modes
+            for reranker in rerankers
+        ]
         with Index(self._asked.index, **self._loading, download=self._download) as opened:
             model = opened.info().model
-            for mode, reranker in ways:
-                options = {**self._asked.options, **({"mode": mode} if mode is not None else {})}
-                if reranker is not None:
-                    options |= {"rerank": reranker, "depth": self._asked.rerank_depth}
-                began = time.monotonic()
-                ranked, said = search_topics(
-                    topics, opened.search, depth=self._asked.depth, options=options, progress=self._progress
-                )
-                notices.update(dict.fromkeys(said))
-                answers = answers_of_search(topics, ranked, direction)
-                first = first or answers
-                seconds = round(time.monotonic() - began, 3)
-                asked = [f"{key} {value}" for key, value in self._asked.options.items()]
-                name = ", ".join([model, mode or "search", *asked, *([reranker] if reranker else [])])
-                outcomes = outcomes_of_answers(answers)
-                systems.append(System(name, model, mode, outcomes, seconds=seconds, rerank=reranker))
+            systems, first, notices = systems_of(
+                searches,
+                topics,
+                opened.search,
+                model=model,
+                direction=direction,
+                depth=self._asked.depth,
+                options=self._asked.options,
+                progress=self._progress,
+            )
         report = EvalReport(
             source,
-            tuple(systems),
+            systems,
+            pictures=len({name for gains in topics.relevant.values() for name in gains}) if topics.languages else 0,
+            captions=len(topics.queries) if topics.languages else 0,
             unknown=topics.unknown,
             unanswered=topics.left_out,
-            sampled_from=every if len(topics.queries) < every else 0,
-            notices=tuple(notices),
+            notices=notices,
+            sample=sample,
         )
         return self._finished(report, first)
 
+    def _rerankers(self) -> tuple[Reranker, ...]:
+        """Loaded before anything is searched: what cannot be had is told at once."""
+        from mmsearch.rerankers import Rerankers
+
+        loaded = Rerankers(
+            device=self._loading["device"],
+            precision=self._loading["precision"],
+            threads=self._loading["threads"],
+            offline=self._loading["offline"],
+            confirm=self._loading["confirm"],
+            progress=self._download,
+        )
+        found = {id(one): one for one in (loaded.get(r) if isinstance(r, str) else r for r in self._asked.rerankers)}
+        names = [one.name for one in found.values()]
+        if len(set(names)) < len(names):
+            raise UsageError(f"rerankers are told apart by their names, and these are called {', '.join(names)}")
+        return tuple(found.values())
+
     def _finished(self, report: EvalReport, answers: Answers | None) -> EvalReport:
         """Writes and reads run files, and compares."""
-        from mmsearch.retrieval.evaluate.rankings import answers_of_run, compared, outcomes_of_answers
+        from mmsearch.retrieval.evaluate.rankings import all_compared, answers_of_run, compared, outcomes_of_answers
         from mmsearch.retrieval.evaluate.report import System
         from mmsearch.retrieval.evaluate.runs import read_run, write_run
 
         systems = report.systems
-        differences = compared(systems[0], systems[1:])
+        differences = all_compared(systems)
         if answers is not None and self._asked.run is not None:
             write_run(self._asked.run, answers.ranked, tag=systems[0].name)
         if answers is not None and self._asked.compare is not None:

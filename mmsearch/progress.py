@@ -37,10 +37,11 @@ _SECONDS_BETWEEN = 0.1
 _TRAINING = "training"
 
 
-class _FilesPerSecond(ProgressColumn):
+class _PerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if not speed else f"{speed:.0f} files/s" if speed >= 10 else f"{speed:.1f} files/s")
+        unit = task.fields.get("unit", "files")
+        return Text("" if not speed else f"{speed:.0f} {unit}/s" if speed >= 10 else f"{speed:.1f} {unit}/s")
 
 
 class ProgressDisplay:
@@ -53,7 +54,7 @@ class ProgressDisplay:
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            _FilesPerSecond(),
+            _PerSecond(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[failures]}"),
             console=console,
@@ -130,7 +131,7 @@ class ProgressDisplay:
             if self._task is not None:
                 self._files.remove_task(self._task)
             self._task, self._doing = None, what
-        self._on_pictures(what, done, total)
+        self._on_pictures(what, done, total, unit="queries" if what.startswith("queries") else "files")
 
     def on_train(self, progress: Training) -> None:
         """Shows how far training is, how fast, its loss, and how well the held-out part was found last."""
@@ -152,13 +153,13 @@ class ProgressDisplay:
         self._steps.start()
         self._steps.update(self._updates, completed=progress.step, said="  ".join(said))
 
-    def _on_pictures(self, doing: str, done: int, total: int) -> None:
+    def _on_pictures(self, doing: str, done: int, total: int, unit: str = "files") -> None:
         now = time.monotonic()
         if self._task is not None and done < total and now - self._drawn < _SECONDS_BETWEEN:
             return
         self._drawn = now
         if self._task is None:
-            self._task = self._files.add_task(doing, total=total, failures="")
+            self._task = self._files.add_task(doing, total=total, failures="", unit=unit)
             self._files.start()
         self._files.update(self._task, completed=done, total=total)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from cli_kit import Result
+from scripted_reranker import Scripted
 
 import mmsearch
 from mmsearch.retrieval.encoders.fake import FakeEncoder
-from mmsearch.retrieval.errors import MissingExtra
+from mmsearch.retrieval.errors import MissingExtra, UsageError
 from mmsearch.retrieval.evaluate.runs import read_run, write_run
 
 Run = Callable[..., Result]
@@ -137,10 +138,6 @@ def test_bad_input_has_its_exit_code(run: Run, captions: Path, tmp_path: Path) -
     assert run("eval", captions, "--images", tmp_path / "nowhere").code == 2
     assert run("eval", captions, "--mode", "dense").code == 2
     assert run("eval", captions, "--where", "width > 3").code == 2
-    assert "add --index DIR and a mode" in run("eval", captions, "--rerank", "fake").err
-    assert run("eval", captions, "--sample", "3").code == 2
-    assert run("eval", captions, "--index", tmp_path, "--mode", "dense", "--sample", "0").code == 2
-    assert run("eval", captions, "--index", tmp_path, "--mode", "dense", "--rerank", "fake", "--run", "x").code == 2
     assert run("eval", captions, "--depth", "0").code == 2
     assert run("eval", captions, "--compare", tmp_path / "none.trec").code == 2
     assert run("eval", captions, "--run", tmp_path / "no" / "folder.trec").code == 2
@@ -212,50 +209,6 @@ def test_an_index_is_asked_through_its_search(run: Run, captions: Path, index: P
     assert {path.name: path.read_bytes() for path in index.iterdir() if path.suffix == ".sqlite"} == before
 
 
-def test_rerankers_are_compared_with_none(run: Run, captions: Path, index: Path) -> None:
-    _change(captions, lambda records: [record.update(captions=["square"]) for record in records[:2]])
-    asked = ("eval", captions, "--index", index, "--mode", "dense", "--rerank", "fake", "--language", "en")
-    (found,) = run(*asked, "--json").json
-    assert [(system["mode"], system["rerank"]) for system in found["systems"]] == [("dense", None), ("dense", "fake")]
-    assert all(system["ms_per_query"] > 0 for system in found["systems"])
-    (first, *_) = found["differences"]
-    assert (first["baseline"], first["system"]) == ("starter, dense", "starter, dense, fake")
-    assert 0 < first["p_randomisation"] <= 1
-    with mmsearch.open(index) as opened:
-        for mode in ("dense", "hybrid"):
-            report = mmsearch.evaluate(captions, index=index, modes=[mode], rerankers=["fake"], languages=["en"])
-            right = [
-                next(hit.uri for hit in opened.search(text, k=1, mode=mode, rerank="fake", modality="image")) == name
-                for name, text in (("red.png", "square"), ("green.png", "square"))
-            ]
-            outcome = report.systems[1].outcomes[0]
-            ranks = dict(zip(outcome.evaluated.ids, outcome.first_ranks, strict=True))
-            assert [ranks[f"{name}#en0"] == 1 for name in ("red.png", "green.png")] == right
-    said = run(*asked).err
-    assert "starter, dense, fake: " in said
-    assert "ms a query" in said
-
-
-def test_a_reranker_orders_as_many_as_it_is_told(captions: Path, index: Path) -> None:
-    plain = mmsearch.evaluate(captions, index=index, modes=["dense"])
-    one = mmsearch.evaluate(captions, index=index, modes=["dense"], rerankers=["fake"], rerank_depth=1)
-    assert [each.measures for each in one.systems[1].outcomes] == [each.measures for each in plain.systems[0].outcomes]
-
-
-def test_a_sample_is_always_the_same(run: Run, captions: Path, index: Path) -> None:
-    asked = ("eval", captions, "--index", index, "--mode", "dense", "--sample", "3", "--json")
-    first, second = (run(*asked).json[0] for _ in range(2))
-    assert (first["queries"], first["sampled_from"]) == (second["queries"], second["sampled_from"])
-    assert first["text_to_image"] == second["text_to_image"]
-    reports = [mmsearch.evaluate(captions, index=index, modes=["dense"], sample=3) for _ in range(2)]
-    ids = [[name for one in report.systems[0].outcomes for name in one.evaluated.ids] for report in reports]
-    assert ids[0] == ids[1]
-    assert len(ids[0]) == 3
-    assert "a sample: 3 of " in run(*asked[:-1]).err
-    whole = mmsearch.evaluate(captions, index=index, modes=["dense"], sample=10_000)
-    assert whole.sampled_from == 0
-
-
 def test_options_of_a_search_pass_through(captions: Path, index: Path) -> None:
     report = mmsearch.evaluate(captions, index=index, modes=["dense"], options={"where": "path = red.png"})
     assert report.systems[0].outcomes[0].measures["success@1"] == 0.25
@@ -299,6 +252,164 @@ def test_trec_topics_with_unknown_ids(run: Run, index: Path, tmp_path: Path) -> 
     assert "2 documents are not in the index (lost.png, no.png)" in said
     (tmp_path / "qrels.txt").write_text("q1 0 lost.png 1\n", "utf-8")
     assert run(*asked).code == 2
+
+
+def _knows(path: Path | None) -> str:
+    return path.stem if path is not None else ""
+
+
+def test_a_reranker_is_compared_with_none(captions: Path, index: Path) -> None:
+    """It puts green first whatever is asked, so that the other three are lost."""
+    reranker = Scripted(lambda candidate: float(_knows(candidate.path) == "green"))
+    report = mmsearch.evaluate(captions, index=index, modes=["dense"], rerankers=[reranker])
+    plain, reranked = report.systems
+    assert (plain.rerank, plain.name) == (None, "starter, dense")
+    assert reranked.name == "starter, dense, rerank scripted"
+    assert reranked.rerank is not None
+    assert (reranked.rerank.name, reranked.rerank.identity) == ("scripted", "scripted-1")
+    assert (reranked.rerank.depth, reranked.rerank.budget_ms, reranked.rerank.queries) == (50, None, 12)
+    assert [one.language for one in reranked.outcomes] == ["en", "zh"]
+    assert plain.outcomes[0].measures["success@1"] == 1.0
+    assert [one.measures["success@1"] for one in reranked.outcomes] == [0.25, 0.25]
+    assert all(system.ms_per_query is not None and system.ms_per_query > 0 for system in report.systems)
+    loss = report.differences[0]
+    assert (loss.system, loss.baseline, loss.measure) == (reranked.name, plain.name, "success@1")
+    assert (loss.language, loss.comparison.delta, loss.queries) == ("en", -0.75, 8)
+    # Three of four pictures differ, all one way: two of the eight ways to swap them are as far from 0.
+    assert loss.p_randomisation == 0.25
+    assert 0 <= loss.comparison.p <= 1
+    assert {one.language for one in report.differences} == {"en", "zh"}
+    assert report.notices == ()
+
+
+def test_each_mode_is_the_baseline_of_its_rerankers(run: Run, captions: Path, index: Path) -> None:
+    asked = ("eval", captions, "--index", index, "--language", "en", "--rerank", "fake")
+    (found,) = run(*asked, "--mode", "dense", "--mode", "lexical", "--json").json
+    assert (found["mode"], found["rerank"]) == ("dense", None)
+    pairs = [(system["mode"], system["rerank"]) for system in found["systems"]]
+    assert pairs == [("dense", None), ("dense", "fake"), ("lexical", None), ("lexical", "fake")]
+    assert found["systems"][1]["reranking"] == {
+        "name": "fake",
+        "identity": "fake-reranker-1",
+        "depth": 50,
+        "budget_ms": None,
+        "queries": 8,
+    }
+    assert all(system["ms_per_query"] > 0 for system in found["systems"])
+    compared = [(one["system"], one["baseline"]) for one in found["differences"] if one["measure"] == "mrr"]
+    assert compared == [
+        ("starter, dense, rerank fake", "starter, dense"),
+        ("starter, lexical", "starter, dense"),
+        ("starter, lexical, rerank fake", "starter, lexical"),
+    ]
+    assert list(found["differences"][0])[-5:] == ["delta", "low", "high", "p", "p_randomisation"]
+    assert "comparison" not in found["differences"][0]
+    (found,) = run(*asked, "--json").json  # as the index is searched by default
+    assert [(system["mode"], system["rerank"]) for system in found["systems"]] == [(None, None), (None, "fake")]
+
+
+def test_tables_have_the_time_and_both_tests(run: Run, captions: Path, index: Path) -> None:
+    asked = ("eval", captions, "--index", index, "--language", "en", "--rerank", "fake")
+    systems, differences = run(*asked).out.split("\n\n")
+    heads, *rows = [line.split("\t") for line in systems.splitlines()]
+    assert heads[-1] == "ms/query"
+    assert [row[2] for row in rows] == ["starter, search", "starter, search, rerank fake"]
+    assert all(float(row[-1]) >= 0 for row in rows)
+    heads, *rows = [line.split("\t") for line in differences.splitlines()]
+    assert heads[-2:] == ["p", "p_randomisation"]
+    assert {len(row) for row in rows} == {len(heads)}
+    assert run("eval", captions, "--language", "en").out.splitlines()[1].split("\t")[-1] == "-"
+
+
+def test_only_the_first_are_reranked(captions: Path, index: Path) -> None:
+    reranker = Scripted(lambda candidate: float(candidate.item_id))
+    report = mmsearch.evaluate(
+        captions, index=index, modes=["dense"], rerankers=[reranker], rerank_depth=1, languages=["en"]
+    )
+    assert {len(batch) for batch in reranker.batches} == {1}
+    assert report.systems[1].outcomes[0].measures == report.systems[0].outcomes[0].measures
+
+
+def test_queries_that_a_reranker_fails_are_counted(captions: Path, index: Path) -> None:
+    reranker = Scripted()
+
+    def fail(number: int) -> None:
+        if number < 3:
+            raise ValueError("no")
+
+    reranker.before = fail
+    report = mmsearch.evaluate(captions, index=index, modes=["dense"], rerankers=[reranker], languages=["en"])
+    assert report.systems[1].rerank is not None
+    assert report.systems[1].rerank.queries == 5
+    assert "starter, dense, rerank scripted: 3 of 8 queries were not reranked" in report.notices
+    assert any("not reranked: scripted failed (ValueError: no)" in notice for notice in report.notices)
+
+
+def test_rerankers_that_do_not_go_are_told_at_once(run: Run, captions: Path, index: Path, tmp_path: Path) -> None:
+    searched = ("eval", captions, "--index", index)
+    assert run("eval", captions, "--rerank", "fake").code == 2
+    assert "choose one of" in run(*searched, "--rerank", "zzz").err
+    assert run(*searched, "--mode", "dense", "--budget-ms", "5").code == 2
+    assert run(*searched, "--rerank", "fake", "--rerank-depth", "0").code == 2
+    assert run(*searched, "--rerank", "fake", "--run", tmp_path / "x.trec").code == 2
+    assert run(*searched, "--model", "starter", "--rerank", "fake").code == 2
+    assert run(*searched, "--rerank", f"local-dir:{tmp_path / 'none'}").code != 0
+    (found,) = run(*searched, "--rerank", "fake", "--rerank", "fake", "--budget-ms", "60000", "--json").json
+    assert [(one["rerank"], one.get("reranking", {}).get("budget_ms")) for one in found["systems"]] == [
+        (None, None),
+        ("fake", 60000),
+    ]
+    with pytest.raises(UsageError, match="told apart by their names"):
+        mmsearch.evaluate(captions, index=index, rerankers=[Scripted(), Scripted()])
+    with pytest.raises(UsageError, match="no option of the search"):
+        mmsearch.evaluate(captions, index=index, rerankers=["fake"], options={"rerank": "fake"})
+
+
+def test_topics_are_reranked(run: Run, index: Path, tmp_path: Path) -> None:
+    (tmp_path / "topics.tsv").write_text("q1\tred\nq2\tblue\n", "utf-8")
+    (tmp_path / "qrels.txt").write_text("q1 0 red.png 1\nq2 0 blue.png 1\n", "utf-8")
+    asked = ("eval", tmp_path / "topics.tsv", "--qrels", tmp_path / "qrels.txt", "--index", index)
+    (found,) = run(*asked, "--rerank", "fake", "--json").json
+    assert [system["topics"]["success@1"] for system in found["systems"]] == [1.0, 1.0]
+    assert found["systems"][1]["reranking"]["queries"] == 2
+
+
+def test_a_sample_is_drawn_once_and_for_all(run: Run, captions: Path, index: Path) -> None:
+    asked: list[list[str]] = []
+    for languages in ((), ("en",), ("zh",)):
+        reranker = Scripted()
+        report = mmsearch.evaluate(captions, index=index, rerankers=[reranker], sample=3, languages=languages)
+        asked.append(reranker.queries)
+        assert {one.queries for system in report.systems for one in system.outcomes} == {3}
+    assert len(asked[0]) == 6
+    assert sorted(asked[0]) == sorted(asked[1] + asked[2])  # a language's sample is its own
+    assert asked[1] != [text for colour in _COLOURS for text in (f"a {colour} square", colour)][:3]  # drawn
+    done = run("eval", captions, "--index", index, "--mode", "dense", "--sample", "3", "--json")
+    assert done.json[0]["sample"] == {"size": 3, "queries": 6, "of": 12}
+    assert "a sample: 6 of 12 queries, the same ones every time" in done.err
+    assert run("eval", captions, "--index", index, "--mode", "dense", "--json").json[0]["sample"] is None
+    assert run("eval", captions, "--index", index, "--mode", "dense", "--sample", "0").code == 2
+    assert run("eval", captions, "--sample", "3").code == 2
+
+
+def test_progress_counts_queries(captions: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from rich.console import Console
+
+    from mmsearch import progress
+
+    text = io.StringIO()
+    monkeypatch.setattr(
+        progress, "Console", lambda stderr: Console(file=text, force_terminal=True, width=160, color_system=None)
+    )
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0.0)
+    with progress.ProgressDisplay() as display:
+        mmsearch.evaluate(captions, index=index, rerankers=["fake"], progress=display.on_eval)
+    shown = text.getvalue()
+    assert "queries, search 2 of 2" in shown
+    assert "queries/s" in shown
+    assert "files/s" not in shown
 
 
 def test_curves_are_drawn(run: Run, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

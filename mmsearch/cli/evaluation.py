@@ -22,6 +22,7 @@ from mmsearch.cli.options import (
     YesOption,
 )
 from mmsearch.cli.talk import confirmation, progress_display
+from mmsearch.retrieval.options import DEPTH
 
 _SET, _SYSTEMS, _OUTPUT = "What to ask", "Who answers", "What to show"
 
@@ -30,7 +31,7 @@ mmsearch eval captions.json
 mmsearch eval flickr8k --split val --language zh --json
 mmsearch eval karpathy.json --images photos --model starter --model balanced
 mmsearch eval captions.csv --index DIR --mode dense --mode hybrid
-mmsearch eval captions.csv --index DIR --mode dense --rerank starter-joint --sample 500
+mmsearch eval captions.csv --index DIR --mode hybrid --rerank blip-itm --sample 200
 mmsearch eval topics.tsv --qrels qrels.txt --index DIR
 mmsearch eval captions.json --run new.trec --compare old.trec
 mmsearch eval captions.json --plot curves.png
@@ -87,6 +88,15 @@ def evaluate(
             "--qrels", metavar="FILE", help="CAPTIONS are TREC topics, and these the answers.", rich_help_panel=_SET
         ),
     ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            "--sample",
+            metavar="N",
+            help="When an index is searched: N queries of each language, the same ones every time.",
+            rich_help_panel=_SET,
+        ),
+    ] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,36 +121,40 @@ def evaluate(
             "--mode", help="Ask the index through its search, in this mode; repeatable.", rich_help_panel=_SYSTEMS
         ),
     ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", metavar="FILTER", help="With --mode: as in query.", rich_help_panel=_SYSTEMS),
-    ] = None,
-    fusion: Annotated[
-        FusionChoice | None, typer.Option("--fusion", help="With --mode: as in query.", rich_help_panel=_SYSTEMS)
-    ] = None,
     rerankers: Annotated[
         list[str] | None,
         typer.Option(
             "--rerank",
             metavar="NAME",
-            help="With --mode: compare with the same search and this reranker; repeatable.",
+            help="Search without it and with it: a reranker of `mmsearch models`; repeatable.",
             rich_help_panel=_SYSTEMS,
         ),
     ] = None,
     rerank_depth: Annotated[
         int,
-        typer.Option("--rerank-depth", metavar="N", help="How many hits --rerank orders.", rich_help_panel=_SYSTEMS),
-    ] = 50,
-    sample: Annotated[
+        typer.Option("--rerank-depth", metavar="N", help="How many are reranked at most.", rich_help_panel=_SYSTEMS),
+    ] = DEPTH,
+    budget_ms: Annotated[
         int | None,
+        typer.Option("--budget-ms", metavar="MS", help="With --rerank: as in query.", rich_help_panel=_SYSTEMS),
+    ] = None,
+    where: Annotated[
+        str | None,
         typer.Option(
-            "--sample", metavar="N", help="With --mode: only so many queries, always the same.", rich_help_panel=_SET
+            "--where", metavar="FILTER", help="With --mode or --rerank: as in query.", rich_help_panel=_SYSTEMS
         ),
+    ] = None,
+    fusion: Annotated[
+        FusionChoice | None,
+        typer.Option("--fusion", help="With --mode or --rerank: as in query.", rich_help_panel=_SYSTEMS),
     ] = None,
     depth: Annotated[
         int,
         typer.Option(
-            "--depth", metavar="N", help="How many answers --mode asks for and --run keeps.", rich_help_panel=_SYSTEMS
+            "--depth",
+            metavar="N",
+            help="How many answers a search is asked for and --run keeps.",
+            rich_help_panel=_SYSTEMS,
         ),
     ] = 100,
     run_file: Annotated[
@@ -174,7 +188,8 @@ def evaluate(
     Flickr's token.txt, CSV, JSON lines, and lists of file_name and captions (docs/evaluation.md).
 
     success@k is the share of queries with a right answer among the first k: what papers on CLIP print as R@k. With
-    several systems the others are compared with the first, on the same queries.
+    several systems the others are compared with the first, on the same queries; a reranked search with the same search
+    without the reranker.
     """
     from mmsearch import evaluation, output
     from mmsearch.cli import scores
@@ -193,6 +208,7 @@ def evaluate(
             modes=[choice.value for choice in modes or ()],
             rerankers=rerankers or (),
             rerank_depth=rerank_depth,
+            budget_ms=budget_ms,
             sample=sample,
             options={name: value for name, value in options.items() if value is not None},
             depth=depth,

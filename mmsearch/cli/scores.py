@@ -10,10 +10,11 @@ from mmsearch.output import counted, safe, write
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mmsearch.retrieval.evaluate.report import Difference, EvalReport, Outcome
+    from mmsearch.retrieval.evaluate.report import Difference, EvalReport, Outcome, System
 
 _MEASURES = ("success@1", "success@5", "success@10", "mrr", "median_rank")
 _HEADS = ("success@1", "success@5", "success@10", "MRR", "median rank", "queries")
+_TIME = "ms/query"
 _SHOWN = 5
 _TIES = 0.0005
 """How far the expected value over the orders of equal scores may be off before it is told."""
@@ -23,16 +24,17 @@ def write_report(report: EvalReport, *, people: bool) -> None:
     """The measures of every system, by direction and language, and how systems differ."""
     panels = dict.fromkeys((one.direction, one.language) for system in report.systems for one in system.outcomes)
     if not people:
-        write("\t".join(("direction", "language", "system", *_HEADS)))
+        write("\t".join(("direction", "language", "system", *_HEADS, _TIME)))
+    is_timed = not people or any(system.ms_per_query is not None for system in report.systems)
     for direction, language in panels:
         rows = [
-            (safe(system.name), *_cells(outcome))
+            (safe(system.name), *_cells(outcome), *([_time(system)] if is_timed else []))
             for system in report.systems
             for outcome in system.outcomes
             if (outcome.direction, outcome.language) == (direction, language)
         ]
         if people:
-            _write_table((_title(direction, language), *_HEADS), rows)
+            _write_table((_title(direction, language), *_HEADS, *([_TIME] if is_timed else [])), rows)
         else:
             for row in rows:
                 write("\t".join((direction, language or "", *row)))
@@ -40,22 +42,8 @@ def write_report(report: EvalReport, *, people: bool) -> None:
         _write_differences(report.differences)
     elif report.differences:
         write("")
-        write(
-            "\t".join(
-                (
-                    "direction",
-                    "language",
-                    "system",
-                    "minus",
-                    "measure",
-                    "difference",
-                    "low",
-                    "high",
-                    "p",
-                    "p_randomisation",
-                )
-            )
-        )
+        heads = ("direction", "language", "system", "minus", "measure", "difference", "low", "high", "p")
+        write("\t".join((*heads, "p_randomisation")))
         for one in report.differences:
             found = (
                 one.comparison.delta,
@@ -74,12 +62,8 @@ def report_lines(report: EvalReport) -> list[str]:
     if report.pictures:
         used = f"{counted(report.captions, 'caption')} of {counted(report.pictures, 'picture')}"
         lines.append(f"{used}; {report.seconds:.1f} s")
-    if report.sampled_from:
-        asked = sum(outcome.queries for outcome in report.systems[0].outcomes)
-        lines.append(f"a sample: {asked:,} of {report.sampled_from:,} queries")
-    timed = [(system.name, system.milliseconds) for system in report.systems if system.milliseconds is not None]
-    if len(timed) > 1:
-        lines += [f"{safe(name)}: {spent:.1f} ms a query" for name, spent in timed]
+    if (sample := report.sample) is not None:
+        lines.append(f"a sample: {sample.queries:,} of {sample.of:,} queries, the same ones every time")
     left_out = report.left_out
     if left_out is not None and left_out.missing:
         missing = counted(len(left_out.missing), "picture")
@@ -113,6 +97,14 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
     found = [outcome.measures.get(name) for name in _MEASURES]
     shown = [_number(name, value) for name, value in zip(_MEASURES, found, strict=True)]
     return (*shown, f"{outcome.queries:,}" if outcome.queries >= 10_000 else str(outcome.queries))
+
+
+def _time(system: System) -> str:
+    return "-" if system.ms_per_query is None else f"{system.ms_per_query:.1f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
 def _number(name: str, value: float | None) -> str:
@@ -149,11 +141,12 @@ def _write_differences(differences: Sequence[Difference]) -> None:
                 one.measure.replace("mrr", "MRR"),
                 f"{found.delta:+.4f}",
                 f"{found.low:+.4f} to {found.high:+.4f}",
-                f"{found.p:.4f}" if found.p >= 0.0001 else "< 0.0001",
+                _p(found.p),
+                _p(one.p_randomisation),
                 f"{one.queries}",
             )
         )
-    _write_table(("difference", "measure", "value", "95 % interval", "p", "queries"), rows)
+    _write_table(("difference", "measure", "value", "95 % interval", "p", "swap p", "queries"), rows)
 
 
 def _write_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

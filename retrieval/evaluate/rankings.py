@@ -11,7 +11,7 @@ import numpy as np
 from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.evaluate.measures import KS, measure_embeddings, measure_run
 from mmsearch.retrieval.evaluate.report import Difference, Direction, Outcome, System
-from mmsearch.retrieval.evaluate.significance import paired_bootstrap, paired_randomisation
+from mmsearch.retrieval.evaluate.significance import paired_bootstrap, randomisation_p
 from mmsearch.retrieval.evaluate.topics import caption_names, document
 
 if TYPE_CHECKING:
@@ -183,6 +183,17 @@ def answers_of_run(like: Answers, run: Mapping[str, Mapping[str, float]], path: 
     return replace(like, ranked=ranked, languages={query: like.languages[query] for query in queries})
 
 
+def all_compared(systems: Sequence[System]) -> tuple[Difference, ...]:
+    """How each further system differs from the first, and a reranked search from the one before it without reranker."""
+    found: list[Difference] = []
+    plain = systems[0]
+    for system in systems[1:]:
+        if system.rerank is None:
+            plain = system
+        found += compared(systems[0] if system.rerank is None else plain, [system])
+    return tuple(found)
+
+
 def compared(baseline: System, others: Sequence[System]) -> tuple[Difference, ...]:
     """How systems differ from the first, on the queries that both have; a picture's captions count as one."""
     found = []
@@ -205,7 +216,7 @@ def _differences(baseline: str, first: Outcome, system: str, other: Outcome) -> 
     for measure in COMPARED:
         a, b = first.evaluated.values[measure][rows[:, 0]], other.evaluated.values[measure][rows[:, 1]]
         sizes = np.bincount(groups)
-        averages = np.bincount(groups, a) / sizes, np.bincount(groups, b) / sizes
+        of_groups = np.bincount(groups, a) / sizes, np.bincount(groups, b) / sizes
         found.append(
             Difference(
                 first.direction,
@@ -216,8 +227,8 @@ def _differences(baseline: str, first: Outcome, system: str, other: Outcome) -> 
                 float(b.mean()),
                 float(a.mean()),
                 len(pairs),
-                paired_bootstrap(*averages),
-                paired_randomisation(*averages).p,
+                paired_bootstrap(*of_groups),
+                randomisation_p(*of_groups),
             )
         )
     return found

@@ -56,6 +56,40 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerank:
+    """The reranker of a search that was evaluated.
+
+    Attributes:
+        name: of the reranker.
+        identity: of its weights, preprocess and tokenizer.
+        depth: how many candidates of a query it was to score.
+        budget_ms: in what time; None for as long as it takes.
+        queries: in how many queries it has scored anything; the others stay as the first stage has them.
+    """
+
+    name: str
+    identity: str
+    depth: int
+    budget_ms: int | None
+    queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which queries of a set were asked.
+
+    Attributes:
+        size: how many of each language were to be drawn.
+        queries: how many were drawn.
+        of: how many there are.
+    """
+
+    size: int
+    queries: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class System:
     """What was evaluated.
 
@@ -66,8 +100,9 @@ class System:
         outcomes: in the order of directions, then languages.
         stored: how many vectors of pictures came out of the index.
         stored_captions: how many vectors of captions did.
-        seconds: wall-clock time, the loading of the model included.
-        rerank: name of the reranker of an index's searches.
+        seconds: wall-clock time, the loading of the model included, that of a reranker not.
+        rerank: what reranked the hits of a search; None where nothing did.
+        ms_per_query: wall-clock time of a search in milliseconds, the median; None where nothing was searched.
     """
 
     name: str
@@ -77,18 +112,13 @@ class System:
     stored: int = 0
     stored_captions: int = 0
     seconds: float = 0.0
-    rerank: str | None = None
-
-    @property
-    def milliseconds(self) -> float | None:
-        """Wall-clock time of a query, where each was asked by itself."""
-        queries = sum(outcome.queries for outcome in self.outcomes)
-        return 1000 * self.seconds / queries if self.mode is not None and queries else None
+    rerank: Rerank | None = None
+    ms_per_query: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one system differs from the first, by a measure, on the queries that both have.
+    """How one system differs from its baseline, by a measure, on the queries that both have.
 
     Attributes:
         system, baseline: names.
@@ -96,7 +126,7 @@ class Difference:
         queries: how many there are.
         comparison: the difference with its interval and p; of averages by picture, whose captions are no independent
             queries.
-        p_randomisation: p of a randomisation test of the same averages.
+        p_randomisation: p of the same averages by the randomisation test; that of `comparison` is the bootstrap's.
     """
 
     direction: Direction
@@ -118,15 +148,15 @@ class EvalReport:
     Attributes:
         source: absolute path of the captions or topics.
         systems: in the order in which they were named.
-        differences: of each further system from the first.
+        differences: of each further system from the first; of a reranked search from the same one without reranker.
         pictures, captions: how many were used; 0 for TREC topics.
         left_out: what of the captions file could not be used; None for TREC topics.
         failed: pictures that could not be read.
         unknown: pictures that are not in the index, or documents of the qrels.
         unanswered: how many queries were not asked because their answers are not in the index.
-        sampled_from: how many queries there were before a sample of them was taken; 0 without one.
         notices: what the person who asked should know, a line each.
         seconds: wall-clock time.
+        sample: what of the queries was asked; None for all.
     """
 
     source: str
@@ -138,9 +168,9 @@ class EvalReport:
     failed: tuple[Failure, ...] = ()
     unknown: tuple[str, ...] = ()
     unanswered: int = 0
-    sampled_from: int = 0
     notices: tuple[str, ...] = ()
     seconds: float = 0.0
+    sample: Sample | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` prints it: the first system in its first language, and beside it all of them."""
@@ -150,8 +180,7 @@ class EvalReport:
         whole["left_out"] = None if self.left_out is None else asdict(self.left_out)
         whole["failed"] = [asdict(failure) for failure in self.failed]
         whole |= {"unknown": list(self.unknown), "unanswered": self.unanswered, "notices": list(self.notices)}
-        whole["sampled_from"] = self.sampled_from
-        whole["seconds"] = self.seconds
+        whole |= {"seconds": self.seconds, "sample": None if self.sample is None else asdict(self.sample)}
         if len(systems) > 1:
             whole["systems"] = systems
         if self.differences:
@@ -169,9 +198,12 @@ def _system(system: System) -> dict[str, Any]:
         if outcome.language == first.language:
             found[outcome.direction] = measures
     found |= {"queries": first.queries, "model": system.model, "language": first.language}
-    found |= {"system": system.name, "mode": system.mode, "rerank": system.rerank}
+    found |= {"system": system.name, "mode": system.mode, "rerank": None}
     found |= {"stored": system.stored, "stored_captions": system.stored_captions}
-    found["ms_per_query"] = None if system.milliseconds is None else round(system.milliseconds, 2)
+    if system.rerank is not None:
+        found |= {"rerank": system.rerank.name, "reranking": asdict(system.rerank)}
+    if system.ms_per_query is not None:
+        found["ms_per_query"] = system.ms_per_query
     if len(languages) > 1:
         found["languages"] = languages
     return found
@@ -179,5 +211,6 @@ def _system(system: System) -> dict[str, Any]:
 
 def _difference(difference: Difference) -> dict[str, Any]:
     found = asdict(difference)
+    p_randomisation = found.pop("p_randomisation")
     found |= found.pop("comparison")
-    return found
+    return {**found, "p_randomisation": p_randomisation}

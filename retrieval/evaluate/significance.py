@@ -79,8 +79,24 @@ def paired_randomisation(
         ValueError: the arrays differ in length or are empty.
     """
     difference = _difference(a, b)
-    delta = float(difference.mean())
     low, high = np.quantile(_resampled(difference, samples, seed), [0.025, 0.975])
+    p = randomisation_p(a, b, samples=samples, seed=seed)
+    return Comparison(float(difference.mean()), float(low), float(high), p)
+
+
+def randomisation_p(
+    a: NDArray[np.float64] | NDArray[np.bool_],
+    b: NDArray[np.float64] | NDArray[np.bool_],
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+) -> float:
+    """The p of `paired_randomisation` alone, which needs no resamples.
+
+    Raises:
+        ValueError: the arrays differ in length or are empty.
+    """
+    difference = _difference(a, b)
     differing = difference[difference != 0]
     exact = len(differing) <= _EXACT
     # Sums in another order round differently: what is equal must not count as smaller.
@@ -89,8 +105,7 @@ def paired_randomisation(
     for signs in _all_signs(len(differing)) if exact else _drawn_signs(len(differing), samples, seed):
         as_far += int(np.count_nonzero(np.abs(signs @ differing) >= least))
         drawn += len(signs)
-    p = as_far / drawn if exact else (as_far + 1) / (drawn + 1)
-    return Comparison(delta, float(low), float(high), p)
+    return as_far / drawn if exact else (as_far + 1) / (drawn + 1)
 
 
 def _difference(

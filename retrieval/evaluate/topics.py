@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+import numpy as np
 
 from mmsearch.retrieval.errors import UsageError
 from mmsearch.retrieval.evaluate.datasets import CaptionSet
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mmsearch.retrieval.store.reader import Snapshot
 
 _SHOWN = 5
+_SEED = 0
 _KEPT = "/:@,+=!~()&$'*;[]"  # what of ASCII beside letters and digits a name in a run file keeps
 
 Ranked = dict[str, list[tuple[str, float]]]
@@ -48,17 +51,42 @@ class TopicSet:
     left_out: int
     languages: Mapping[str, str]
 
-    def sampled(self, count: int | None) -> TopicSet:
-        """The same with so many queries, drawn at random: always the same ones. None, or more than there are: all."""
-        if count is None or count >= len(self.queries):
-            return self
-        kept = set(random.Random(0).sample(sorted(self.queries), count))
-        queries = {name: text for name, text in self.queries.items() if name in kept}
-        return replace(self, queries=queries, relevant={name: self.relevant[name] for name in queries})
-
     def of_language(self, language: str) -> Sequence[str]:
         """Names of the queries of a language."""
         return [name for name in self.queries if self.languages.get(name) == language]
+
+    def sample(self, size: int) -> TopicSet:
+        """These topics with `size` queries of each language, drawn, the same ones every time; all if there are fewer.
+
+        They stay in their order, and those of a language do not depend on the others.
+        """
+        kept: set[str] = set()
+        for language in dict.fromkeys(self.languages.get(name) for name in self.queries):
+            names = [name for name in self.queries if self.languages.get(name) == language]
+            kept.update(names[row] for row in np.random.default_rng(_SEED).permutation(len(names))[:size])
+        return replace(
+            self,
+            queries={name: text for name, text in self.queries.items() if name in kept},
+            relevant={name: gains for name, gains in self.relevant.items() if name in kept},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search has found for each query.
+
+    Attributes:
+        ranked: documents, best first.
+        notices: that the answers had, each once.
+        ms_per_query: wall-clock time of a search in milliseconds, the median over the queries, so that the
+            first one, which loads the model, hardly counts.
+        reranked: in how many queries a reranker has scored anything.
+    """
+
+    ranked: Ranked
+    notices: tuple[str, ...]
+    ms_per_query: float
+    reranked: int
 
 
 def document(name: str) -> str:
@@ -168,31 +196,39 @@ def search_topics(
     depth: int,
     options: Mapping[str, Any],
     progress: Progress | None = None,
-) -> tuple[Ranked, tuple[str, ...]]:
-    """What a search finds for each query, and the notices that it gave, each once.
+    what: str = "queries",
+) -> Searched:
+    """What a search finds for each query.
 
     Args:
         topics: what to ask.
         search: `mmsearch.Index.search`, or what has its arguments.
         depth: how many items of each answer to keep.
-        options: of the search, such as `mode`, `where` or `fusion`; passed on as they are.
+        options: of the search, such as `mode`, `where` or `rerank`; passed on as they are.
         progress: told of queries.
+        what: what progress is told that they are.
     """
     ranked: Ranked = {}
     notices: dict[str, None] = {}
+    seconds: list[float] = []
+    reranked = 0
     chosen = {"modality": topics.modality, **options}
     for done, (name, text) in enumerate(topics.queries.items()):
         if progress is not None:
-            progress("queries", done, len(topics.queries))
+            progress(what, done, len(topics.queries))
+        began = time.perf_counter()
         answer = search(Query.literal(text), k=depth, **chosen)
+        seconds.append(time.perf_counter() - began)
+        stage = answer.explanation.rerank if answer.explanation is not None else None
+        reranked += stage is not None and stage.scored > 0
         notices.update(dict.fromkeys(answer.notices))
         found: dict[str, float] = {}
         for hit in answer:
             found.setdefault(topics.names.get(hit.item_id) or document(hit.uri), hit.score)
         ranked[name] = _falling(list(found.items()))
     if progress is not None:
-        progress("queries", len(topics.queries), len(topics.queries))
-    return ranked, tuple(notices)
+        progress(what, len(topics.queries), len(topics.queries))
+    return Searched(ranked, tuple(notices), round(1000 * float(np.median(seconds)), 3), reranked)
 
 
 def _falling(found: list[tuple[str, float]]) -> list[tuple[str, float]]:
