@@ -12,7 +12,6 @@ another (`indexers/train/joint/swaps.py`): how often does the photo prefer the t
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shlex
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 from machine import describe
 
 from mmsearch.indexers.train import data
+from mmsearch.indexers.train.joint.mixing import Candidates, cross_fitted
 from mmsearch.indexers.train.joint.swaps import swaps
 from mmsearch.retrieval.encoders.starter import StarterEncoder
 from mmsearch.retrieval.evaluate import paired_bootstrap
@@ -37,33 +37,21 @@ if TYPE_CHECKING:
 
 DEPTH = 50
 CUTS = (1, 5, 10)
-_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The first stage's best photos of each caption, all (captions, DEPTH) but for `photo` and `seconds`.
+    """What the reranker says of the first stage's best photos of each caption.
 
     Attributes:
-        scores: the reranker's.
-        parts: (captions, DEPTH, 3): the cosine, late interaction, cross-attention.
-        right: whether it is the caption's photo.
-        photo: of each caption.
+        candidates: the three scores, and which photo is right.
+        scores: their sum as it is shipped, (captions, DEPTH).
         seconds: that reranking took for each caption, its reading included.
     """
 
+    candidates: Candidates
     scores: NDArray[np.float32]
-    parts: NDArray[np.float32]
-    right: NDArray[np.bool_]
-    photo: NDArray[np.int64]
     seconds: NDArray[np.float64]
-
-    def hits(self, scores: NDArray[Any] | None, k: int) -> NDArray[np.bool_]:
-        """Of each caption, whether its photo is among the first k; None leaves the first stage's order."""
-        if scores is None:
-            return np.asarray(self.right[:, :k].any(1))
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.asarray(np.take_along_axis(self.right, order, 1).any(1))
 
 
 class Photos:
@@ -99,7 +87,7 @@ def score(encoder: StarterEncoder, photos: Photos, texts: Sequence[str], owners:
         right[row] = order == photo[row]
         if row % 500 == 499:
             print(f"{row + 1} of {len(texts)} captions", file=sys.stderr, flush=True)
-    return Scored(scores, parts, right, photo, seconds)
+    return Scored(Candidates(parts, right, photo), scores, seconds)
 
 
 def by_photo(hits: NDArray[np.bool_], photo: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -107,29 +95,15 @@ def by_photo(hits: NDArray[np.bool_], photo: NDArray[np.int64]) -> NDArray[np.fl
     return np.bincount(photo, hits) / np.maximum(np.bincount(photo), 1)
 
 
-def cross_fitted(sets: Sequence[Scored]) -> list[NDArray[np.float64]]:
-    """The three scores of a set, weighed as is best for the photos of the other half, of all sets together."""
-    units = np.mean([one.parts.std(1).mean(0) for one in sets], axis=0)
-    mixes = [np.array([1.0, late, cross]) / units for late, cross in itertools.product(_GRID, _GRID)]
-    hits = [np.stack([one.hits(one.parts @ mix, 1) for mix in mixes]) for one in sets]
-    found = [np.empty(one.scores.shape) for one in sets]
-    for side in (0, 1):
-        means = [h[:, one.photo % 2 != side].mean(1) for h, one in zip(hits, sets, strict=True)]
-        mix = mixes[int(np.mean(means, axis=0).argmax())]
-        for one, scores in zip(sets, found, strict=True):
-            scores[one.photo % 2 == side] = (one.parts @ mix)[one.photo % 2 == side]
-    return found
-
-
-def compare(scored: Scored, scores: NDArray[Any]) -> dict[str, Any]:
+def compare(found: Candidates, scores: NDArray[Any]) -> dict[str, Any]:
     """Success@k before and after, with intervals of the differences."""
     figures: dict[str, Any] = {}
     for k in CUTS:
-        before, after = (by_photo(scored.hits(which, k), scored.photo) for which in (None, scores))
-        present = np.bincount(scored.photo) > 0
+        before, after = (by_photo(found.success(which, k), found.photo) for which in (None, scores))
+        present = np.bincount(found.photo) > 0
         figures[f"success@{k}"] = {
-            "before": round(float(scored.hits(None, k).mean()), 4),
-            "after": round(float(scored.hits(scores, k).mean()), 4),
+            "before": round(float(found.success(None, k).mean()), 4),
+            "after": round(float(found.success(scores, k).mean()), 4),
             **{
                 name: round(value, 4)
                 for name, value in asdict(paired_bootstrap(before[present], after[present])).items()
@@ -191,10 +165,10 @@ def main() -> int:
         name: score(encoder, photos[where], texts[::every], owners[::every])
         for name, (where, _, texts, owners) in asked.items()
     }
-    chosen_on = [scored["flickr8k val en"], scored["flickr8k val zh"]]
-    fitted = dict(zip(("flickr8k val en", "flickr8k val zh"), cross_fitted(chosen_on), strict=True))
-    result["text to image"] = {name: compare(one, one.scores) for name, one in scored.items()}
-    result["cross-fitted"] = {name: compare(scored[name], scores) for name, scores in fitted.items()}
+    chosen_on = [name for name in asked if name.startswith("flickr8k")]
+    fitted = dict(zip(chosen_on, cross_fitted([scored[name].candidates for name in chosen_on])[0], strict=True))
+    result["text to image"] = {name: compare(one.candidates, one.scores) for name, one in scored.items()}
+    result["cross-fitted"] = {name: compare(scored[name].candidates, scores) for name, scores in fitted.items()}
     result["changed captions"] = {
         name: changed(encoder, photos[where], texts[::every], owners[::every], language)
         for name, (where, language, texts, owners) in asked.items()

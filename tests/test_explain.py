@@ -210,7 +210,7 @@ def test_cells_lie_where_the_model_looks(tmp_path: Path, mode: str, box: tuple[f
 
 def test_a_window_as_large_as_the_map_is_the_towers_own_pool(starter: StarterEncoder) -> None:
     pixels = np.asarray(_noise(32 * WINDOW, 32 * WINDOW))
-    (windows,) = starter._tower("windows.onnx").run(None, {"pixels": pixels[None]})[0]
+    (windows,) = starter.graphs.get("windows.onnx").run(None, {"pixels": pixels[None]})[0]
     assert windows.shape == (1, 1, starter.dim)
     row = windows[0, 0] / np.linalg.norm(windows[0, 0])
     np.testing.assert_allclose(row, starter.encode_images([pixels])[0], atol=1e-5)

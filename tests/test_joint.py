@@ -76,7 +76,7 @@ def test_the_graphs_compute_what_was_trained(encoder: StarterEncoder, paths: lis
     assert set(left.missing_keys) == {"mean", "std", "late_scale"}
     assert not left.unexpected_keys
 
-    _, cells = encoder._tower("cells.onnx").run(None, {"pixels": np.stack(pixels(encoder, paths))})
+    _, cells = encoder.graphs.get("cells.onnx").run(None, {"pixels": np.stack(pixels(encoder, paths))})
     embeddings, tokens = encoder.encode_image_tokens(pixels(encoder, paths))
     embedding, states = encoder.encode_text_states("two dogs run behind a man in the snow")
     parts, _ = encoder.joint.parts(states, embedding, tokens)

@@ -21,7 +21,7 @@ pytest.importorskip("timm")
 
 from mmsearch.indexers.interrupt import Stopped  # noqa: E402
 from mmsearch.indexers.train.joint.data import pool_cells, read_captions  # noqa: E402
-from mmsearch.indexers.train.joint.measure import Candidates, cross_fitted, mixed  # noqa: E402
+from mmsearch.indexers.train.joint.mixing import Candidates, cross_fitted  # noqa: E402
 from mmsearch.indexers.train.joint.task import JointTask, vocabulary_of  # noqa: E402
 from mmsearch.indexers.train.joint.towers import ImageTower, Pieces, TextTower  # noqa: E402
 from mmsearch.indexers.train.joint.train import JointRun  # noqa: E402
@@ -79,7 +79,7 @@ def test_the_towers_are_those_of_the_bundle() -> None:
     texts = ["a cat on a sofa", "一只猫坐在沙发上"]
     maps, rows = ImageTower(FOLDER)(torch.from_numpy(pixels))
     np.testing.assert_allclose(rows, encoder.encode_images(list(pixels)), atol=1e-5)
-    _, cells = encoder._tower("cells.onnx").run(None, {"pixels": pixels})
+    _, cells = encoder.graphs.get("cells.onnx").run(None, {"pixels": pixels})
     np.testing.assert_allclose(pool_cells(maps), cells, atol=1e-3)
     tower = TextTower(FOLDER)
     pieces = Pieces([encoder.tokenizer.encode(text) for text in texts], 40)
@@ -164,31 +164,28 @@ def test_weights_are_chosen_on_the_other_half() -> None:
         right = np.zeros((count, 10), bool)
         right[np.arange(count), rng.integers(0, 10, count)] = True
         noisy = [right * gain + rng.normal(size=right.shape) for gain in (0.5, 1.5, 0.0)]
-        return Candidates(*(part.astype(np.float32) for part in noisy), right, np.arange(count))
+        return Candidates(np.stack(noisy, axis=-1).astype(np.float32), right, np.arange(count))
 
     sets = [made(400), made(300)]
     fitted, mix = cross_fitted(sets)
-    for one, value in zip(sets, fitted, strict=True):
-        assert value > one.success(one.first).mean() + 0.2
-        assert value <= one.success(mixed(one, mix)).mean() + 0.05
-    assert mix[1] * 1.5 > mix[0] * 0.5
+    for one, scores in zip(sets, fitted, strict=True):
+        assert one.success(scores).mean() > one.success(one.parts[..., 0]).mean() + 0.2
+        assert one.success(scores).mean() <= one.success(one.parts @ mix).mean() + 0.05
+    assert mix[1] > mix[0]
     # Each half by hand, for one set.
     one = sets[0]
     (alone,), _ = cross_fitted([one])
     halves = [np.arange(400) % 2 == side for side in (0, 1)]
-    units = [float(part.std(1).mean()) for part in (one.first, one.late, one.cross)]
-    grid = list(itertools.product((0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0), repeat=2))
-    hits = [one.success(mixed(one, (1 / units[0], a / units[1], b / units[2]))) for a, b in grid]
-    total = 0
+    units = one.parts.std(1).mean(0)
+    grid = list(itertools.product((0.0, 0.5, 1.0, 1.5, 2.0, 3.0), repeat=2))
+    hits = [one.success(one.parts @ (np.array([1.0, a, b]) / units)) for a, b in grid]
     for side in (0, 1):
         best = max(range(len(grid)), key=lambda at: (hits[at][halves[1 - side]].mean(), -at))
-        total += int(hits[best][halves[side]].sum())
-    assert alone == pytest.approx(total / 400)
+        assert one.success(alone)[halves[side]].tolist() == hits[best][halves[side]].tolist()
 
 
 def test_success_counts_ties_for_the_first_stage() -> None:
-    right = np.array([[False, True], [True, False]])
-    flat = np.zeros((2, 2), np.float32)
-    one = Candidates(flat, flat, flat, right, np.arange(2))
-    assert one.success(flat).tolist() == [False, True]
-    assert one.success(flat, 2).tolist() == [True, True]
+    one = Candidates(np.zeros((2, 2, 3), np.float32), np.array([[False, True], [True, False]]), np.arange(2))
+    for scores in (None, np.zeros((2, 2))):
+        assert one.success(scores).tolist() == [False, True]
+        assert one.success(scores, 2).tolist() == [True, True]

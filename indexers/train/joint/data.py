@@ -22,7 +22,7 @@ from mmsearch.retrieval.encoders.starter import FOLDER, StarterEncoder
 
 log = logging.getLogger(__name__)
 
-LONGEST = 40
+LONGEST = 28
 """Pieces of a caption that training looks at."""
 
 _SIDE = 288

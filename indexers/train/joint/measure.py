@@ -2,71 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mmsearch.indexers.train.joint.data import Captions, Photos
+from mmsearch.indexers.train.joint.mixing import Candidates
 from mmsearch.indexers.train.joint.model import JointModel
 from mmsearch.indexers.train.joint.towers import Pieces, TextTower
 
 DEPTH = 50
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The first stage's best photos of each caption, and what each stage says of them; all (captions, DEPTH).
-
-    Attributes:
-        first, late, cross: scores.
-        right: whether it is the caption's photo.
-        photo: of each caption, (captions,).
-    """
-
-    first: NDArray[np.float32]
-    late: NDArray[np.float32]
-    cross: NDArray[np.float32]
-    right: NDArray[np.bool_]
-    photo: NDArray[np.int64]
-
-    def success(self, scores: NDArray[np.floating], k: int = 1) -> NDArray[np.bool_]:
-        """Of each caption, whether its photo is among the best k by these scores; ties go to the first stage."""
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        return np.asarray(np.take_along_axis(self.right, order, 1).any(1))
-
-
-def mixed(candidates: Candidates, mix: tuple[float, ...]) -> NDArray[np.float32]:
-    """The weighted sum of the three scores."""
-    parts = (candidates.first, candidates.late, candidates.cross)
-    return np.asarray(sum(np.float32(weight) * part for weight, part in zip(mix, parts, strict=True)), np.float32)
-
-
-def deviations(candidates: Candidates) -> tuple[float, float, float]:
-    """How much each score differs among the candidates of a caption, on average."""
-    first, late, cross = (float(part.std(1).mean()) for part in (candidates.first, candidates.late, candidates.cross))
-    return first, late, cross
-
-
-def cross_fitted(sets: Sequence[Candidates]) -> tuple[list[float], tuple[float, float, float]]:
-    """Success@1 of each set with weights that were chosen on the other half of the photos, and the weights for all.
-
-    The weights are those whose mean success@1 over the sets is highest. That of the first stage is 1.
-    """
-    units = np.mean([deviations(one) for one in sets], axis=0)
-    grid = [(1 / units[0], late / units[1], cross / units[2]) for late in WEIGHTS for cross in WEIGHTS]
-    hits = [np.stack([one.success(mixed(one, mix)) for mix in grid]) for one in sets]
-    totals = [0] * len(sets)
-    for side in (0, 1):
-        means = [h[:, one.photo % 2 != side].mean(1) for h, one in zip(hits, sets, strict=True)]
-        best = int(np.mean(means, axis=0).argmax())
-        for number, one in enumerate(sets):
-            totals[number] += int(hits[number][best][one.photo % 2 == side].sum())
-    best = int(np.mean([h.mean(1) for h in hits], axis=0).argmax())
-    return [total / len(one.photo) for total, one in zip(totals, sets, strict=True)], grid[best]
 
 
 @torch.inference_mode()
@@ -89,12 +34,11 @@ def score(model: JointModel, tower: TextTower, photos: Photos, captions: Caption
         text_of = torch.arange(len(ids), device=device).repeat_interleave(depth)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             both = model.cross(states[text_of], mask[text_of], pictures, order.flatten()).view(len(ids), depth)
-        for parts, scores in zip(found, (first, late, both), strict=True):
-            parts.append(scores.float().cpu().numpy())
+        for of, scores in zip(found, (first, late, both), strict=True):
+            of.append(scores.float().cpu().numpy())
         orders.append(order.cpu().numpy())
-    order_of = np.concatenate(orders)
-    first_, late_, cross_ = (np.concatenate(parts) for parts in found)
-    return Candidates(first_, late_, cross_, order_of == captions.photo[:, None], captions.photo)
+    parts = np.stack([np.concatenate(of) for of in found], axis=-1)
+    return Candidates(parts, np.concatenate(orders) == captions.photo[:, None], captions.photo)
 
 
 @torch.inference_mode()

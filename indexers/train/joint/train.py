@@ -13,7 +13,8 @@ from mmsearch.indexers.train.data import read_captioned
 from mmsearch.indexers.train.engine import Engine, Outcome, Plan
 from mmsearch.indexers.train.joint.data import LANGUAGES, Captions, Photos, look, read_captions, read_photos
 from mmsearch.indexers.train.joint.export import export
-from mmsearch.indexers.train.joint.measure import changed_accuracy, cross_fitted, score
+from mmsearch.indexers.train.joint.measure import changed_accuracy, score
+from mmsearch.indexers.train.joint.mixing import cross_fitted
 from mmsearch.indexers.train.joint.model import JointModel, Shape
 from mmsearch.indexers.train.joint.task import Batch, JointTask, vocabulary_of
 from mmsearch.indexers.train.joint.towers import ImageTower, TextTower
@@ -102,8 +103,8 @@ class JointRun:
         fitted, _ = cross_fitted(sets)
         figures: dict[str, float] = {}
         for name, found, reranked in zip(LANGUAGES, sets, fitted, strict=True):
-            figures[f"first-{name}"] = round(float(found.success(found.first).mean()), 4)
-            figures[f"reranked-{name}"] = round(reranked, 4)
+            figures[f"first-{name}"] = round(float(found.success(None).mean()), 4)
+            figures[f"reranked-{name}"] = round(float(found.success(reranked).mean()), 4)
             if every == 1:
                 changed = changed_accuracy(self.model, self.text, val.photos, val.captions[name])
                 figures |= {f"changed-{part}-{name}": value for part, value in changed.items()}
@@ -111,4 +112,6 @@ class JointRun:
 
     def _mix(self) -> tuple[float, float, float]:
         val = self.sets["val"]
-        return cross_fitted([score(self.model, self.text, val.photos, val.captions[name]) for name in LANGUAGES])[1]
+        sets = [score(self.model, self.text, val.photos, val.captions[name]) for name in LANGUAGES]
+        first, late, cross = cross_fitted(sets)[1].tolist()
+        return first, late, cross

@@ -8,7 +8,6 @@ pieces are unpacked, so a cold process reads kilobytes of that table, not tens o
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 
 from mmsearch.retrieval.encoders.cells import WINDOW, Cells, spread
 from mmsearch.retrieval.encoders.machine import usable_cpus
+from mmsearch.retrieval.encoders.starter.graphs import Graphs
 from mmsearch.retrieval.encoders.starter.joint import JointModel
 from mmsearch.retrieval.encoders.starter.tokenizer import UnigramTokenizer
 
 if TYPE_CHECKING:  # numpy.typing costs a cold query as much as the search itself
-    import onnxruntime
     from numpy.typing import NDArray
     from PIL import Image
 
@@ -105,8 +104,7 @@ class StarterEncoder:
         self.batch_size = 32
         self._threads = threads or usable_cpus()
         self._folder = folder
-        self._loading = threading.Lock()
-        self._towers: dict[str, onnxruntime.InferenceSession] = {}
+        self.graphs = Graphs(folder, self._threads)
 
     @cached_property
     def weights(self) -> Weights:
@@ -144,7 +142,7 @@ class StarterEncoder:
     def encode_images(self, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """`preprocess` outputs to (n, dim) float32 rows of length 1."""
         rows = [
-            self._tower("image.onnx").run(None, {"pixels": np.stack(arrays[start : start + self.batch_size])})[0]
+            self.graphs.get("image.onnx").run(None, {"pixels": np.stack(arrays[start : start + self.batch_size])})[0]
             for start in range(0, len(arrays), self.batch_size)
         ]
         return self._normalised(rows)
@@ -155,14 +153,14 @@ class StarterEncoder:
         tokens = [np.empty((0, *self.token_shape), np.int8)]
         for start in range(0, len(arrays), self.batch_size):
             pixels = np.stack(arrays[start : start + self.batch_size])
-            embeddings, cells = self._tower("cells.onnx").run(None, {"pixels": pixels})
+            embeddings, cells = self.graphs.get("cells.onnx").run(None, {"pixels": pixels})
             rows.append(embeddings)
             tokens.append(self.joint.tokens(cells, embeddings))
         return self._normalised(rows), np.concatenate(tokens)
 
     def encode_text_states(self, text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The row of `encode_texts` (dim,), and the states of the text's tokens (length, width)."""
-        embeddings, states = self._tower("states.onnx").run(None, self._states([self.tokenizer.encode(text)]))
+        embeddings, states = self.graphs.get("states.onnx").run(None, self._states([self.tokenizer.encode(text)]))
         return self._normalised([embeddings])[0], states[0]
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -170,7 +168,9 @@ class StarterEncoder:
         ids = [self.tokenizer.encode(text) for text in texts]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         rows = [
-            self._tower("text.onnx").run(None, self._states([ids[i] for i in order[start : start + _TEXT_BATCH]]))[0]
+            self.graphs.get("text.onnx").run(None, self._states([ids[i] for i in order[start : start + _TEXT_BATCH]]))[
+                0
+            ]
             for start in range(0, len(order), _TEXT_BATCH)
         ]
         embeddings = np.empty((len(texts), self.dim), np.float32)
@@ -184,7 +184,7 @@ class StarterEncoder:
     def heat_map(self, image: Image.Image, row: NDArray[np.float32]) -> Cells:
         """Scores the places of an upright RGB picture for a query, seen at twice the size that embeddings are of."""
         pixels = np.asarray(image.resize((2 * self.image_size[1], 2 * self.image_size[0]), 3))
-        (windows,) = self._tower("windows.onnx").run(None, {"pixels": pixels[None]})[0]
+        (windows,) = self.graphs.get("windows.onnx").run(None, {"pixels": pixels[None]})[0]
         scores = windows @ row / np.linalg.norm(windows, axis=-1)
         return Cells(spread(scores, WINDOW), "windows")
 
@@ -208,17 +208,3 @@ class StarterEncoder:
         embeddings = np.concatenate(rows)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         return embeddings
-
-    def _tower(self, name: str) -> onnxruntime.InferenceSession:
-        with self._loading:
-            if name not in self._towers:
-                self._towers[name] = self._session(name)
-            return self._towers[name]
-
-    def _session(self, name: str) -> onnxruntime.InferenceSession:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
-        return ort.InferenceSession(self._folder / name, options, providers=["CPUExecutionProvider"])

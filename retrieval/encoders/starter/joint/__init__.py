@@ -7,14 +7,14 @@ stored is therefore all that a score needs. See MODEL_CARD.md beside this file.
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.retrieval.encoders.starter.graphs import Graphs
+
 if TYPE_CHECKING:
-    import onnxruntime
     from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent
@@ -51,9 +51,8 @@ class JointModel:
         self._cells: int = about["cells"]
         width: int = about["token_width"]
         self.shape = (self._cells + dim // width, width)
-        self._dim, self._threads, self._folder = dim, threads, folder
-        self._loading = threading.Lock()
-        self._graphs: dict[str, onnxruntime.InferenceSession] = {}
+        self._dim = dim
+        self._graphs = Graphs(folder, threads)
 
     def tokens(self, cells: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.int8]:
         """What is kept of pictures: (n, *shape) int8.
@@ -64,7 +63,7 @@ class JointModel:
         """
         longest = np.maximum(np.abs(embeddings).max(axis=1, keepdims=True), np.float32(1e-12))
         whole = np.rint(embeddings / longest * 127).astype(np.int8)
-        kept: NDArray[np.int8] = self._graph("tokens.onnx").run(None, {"cells": cells})[0]
+        kept: NDArray[np.int8] = self._graphs.get("tokens.onnx").run(None, {"cells": cells})[0]
         return np.concatenate([kept, whole.reshape(len(whole), -1, self.shape[1])], axis=1)
 
     def score(
@@ -89,18 +88,5 @@ class JointModel:
             "tokens": np.ascontiguousarray(tokens[:, : self._cells]),
             "embeddings": np.ascontiguousarray(tokens[:, self._cells :]).reshape(len(tokens), self._dim),
         }
-        parts, scores = self._graph("score.onnx").run(["parts", "scores"], inputs)
+        parts, scores = self._graphs.get("score.onnx").run(["parts", "scores"], inputs)
         return parts, scores
-
-    def _graph(self, name: str) -> onnxruntime.InferenceSession:
-        import onnxruntime as ort
-
-        with self._loading:
-            if name not in self._graphs:
-                options = ort.SessionOptions()
-                options.intra_op_num_threads = self._threads
-                options.log_severity_level = 3
-                self._graphs[name] = ort.InferenceSession(
-                    self._folder / name, options, providers=["CPUExecutionProvider"]
-                )
-            return self._graphs[name]
